@@ -1,0 +1,156 @@
+//! Fair receive over several rings.
+
+use crate::error::TryRecvError;
+use crate::receiver::{Message, Receiver};
+use crate::wait::{self, DEFAULT_SPIN, LONGEST_SLEEP};
+use std::time::{Duration, Instant};
+
+/// Messages that one ring may deliver before the next one's turn.
+pub const MESSAGES_PER_TURN: u32 = 10;
+
+/// Several receivers as one: round robin, [`MESSAGES_PER_TURN`] messages a turn, so that a busy ring does not
+/// keep the others waiting.
+#[derive(Debug, Default)]
+pub struct FairReceiver {
+    receivers: Vec<Receiver>,
+    /// Whose turn it is, and how many messages it has left.
+    turn: usize,
+    left: u32,
+    /// True where the last error was already told.
+    out: Vec<bool>,
+}
+
+impl FairReceiver {
+    /// No receivers yet.
+    pub fn new() -> FairReceiver {
+        FairReceiver::default()
+    }
+
+    /// Adds a receiver; returns its index.
+    pub fn add(&mut self, receiver: Receiver) -> usize {
+        self.receivers.push(receiver);
+        self.out.push(false);
+        self.receivers.len() - 1
+    }
+
+    /// Takes a receiver out; later ones move up by one.
+    pub fn remove(&mut self, index: usize) -> Option<Receiver> {
+        if index >= self.receivers.len() {
+            return None;
+        }
+        self.out.remove(index);
+        self.turn = 0;
+        self.left = 0;
+        Some(self.receivers.remove(index))
+    }
+
+    /// The receivers.
+    pub fn receivers(&self) -> &[Receiver] {
+        &self.receivers
+    }
+
+    /// The next message and the index of its receiver; it stays in its ring until [`FairReceiver::release`].
+    ///
+    /// `Empty` if no ring has one; `Closed` if all rings are closed and empty. A ring that cannot be used is
+    /// told once, with its path in the error, and passed over from then on.
+    pub fn peek(&mut self) -> Result<(usize, Message<'_>), TryRecvError> {
+        let index = self.find()?;
+        let message = self.receivers[index].peek()?;
+        Ok((index, message))
+    }
+
+    /// Releases the message that was peeked last.
+    pub fn release(&mut self) -> bool {
+        let Some(receiver) = self.receivers.get_mut(self.turn) else { return false };
+        let released = receiver.release();
+        if released {
+            self.left = self.left.saturating_sub(1);
+        }
+        released
+    }
+
+    /// Copies the next message into `buffer`, releases it; returns its receiver's index and its length.
+    pub fn try_recv(&mut self, buffer: &mut [u8]) -> Result<(usize, usize), TryRecvError> {
+        let (index, message) = self.peek()?;
+        let length = message.copy_to(buffer)?;
+        self.release();
+        Ok((index, length))
+    }
+
+    /// Turns to the next ring that has a message.
+    fn find(&mut self) -> Result<usize, TryRecvError> {
+        let count = self.receivers.len();
+        let mut open = false;
+        for step in 0..=count {
+            if count == 0 {
+                break;
+            }
+            // First the one whose turn it is, if it has some left; last the same one again, with a fresh turn.
+            if step > 0 || self.left == 0 {
+                self.turn = (self.turn + 1) % count;
+                self.left = MESSAGES_PER_TURN;
+            }
+            if self.out[self.turn] {
+                continue;
+            }
+            match self.receivers[self.turn].peek() {
+                Ok(_) => return Ok(self.turn),
+                Err(TryRecvError::Empty) => open = true,
+                Err(TryRecvError::Closed) => {}
+                Err(error) => {
+                    self.out[self.turn] = true;
+                    return Err(error);
+                }
+            }
+        }
+        if open || count == 0 { Err(TryRecvError::Empty) } else { Err(TryRecvError::Closed) }
+    }
+
+    /// Waits until any ring has a message, polling at first and then sleeping. `Empty` when the timeout has
+    /// passed. A set of more than 128 rings, or a kernel before 5.16, sleeps in steps of a millisecond.
+    pub fn wait(&mut self, timeout: Duration) -> Result<(), TryRecvError> {
+        let begun = Instant::now();
+        let found = |result: Result<usize, TryRecvError>| match result {
+            Err(TryRecvError::Empty) => None,
+            other => Some(other.map(drop)),
+        };
+        loop {
+            if let Some(result) = found(self.find()) {
+                return result;
+            }
+            if begun.elapsed() >= DEFAULT_SPIN.min(timeout) {
+                break;
+            }
+        }
+        loop {
+            let left = timeout.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Err(TryRecvError::Empty);
+            }
+            let values: Vec<u32> = self.receivers.iter().map(|r| r.with_signal(wait::announce)).collect();
+            let result = found(self.find());
+            if result.is_none() {
+                self.sleep(&values, left.min(LONGEST_SLEEP));
+            }
+            self.receivers.iter().for_each(|r| r.with_signal(wait::renounce));
+            if let Some(result) = result {
+                return result;
+            }
+        }
+    }
+
+    fn sleep(&self, values: &[u32], timeout: Duration) {
+        const STEP: Duration = Duration::from_millis(1);
+        let memories: Vec<_> = self.receivers.iter().map(|r| r.ring().mapped()).collect();
+        let words: Vec<_> = memories
+            .iter()
+            .zip(values)
+            .map(|(m, value)| (&crate::ring::memory::Memory::control(m).receiver_signal.word, *value))
+            .collect();
+        let too_many = words.len() > crate::sys::FUTEX_WAIT_ANY_MAX;
+        let time = if too_many { timeout.min(STEP) } else { timeout };
+        if words.is_empty() || !crate::sys::futex_wait_any(&words, time) {
+            std::thread::sleep(timeout.min(STEP));
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! **tbus**: message channels between processes, in shared memory.
+//!
+//! Two processes that talk share two lock-free rings, one each way. A message that was accepted is in shared
+//! memory and survives a `kill -9` of either process at any instruction: nothing is lost, torn, duplicated or
+//! reordered in the ring.
+//!
+//! ```
+//! use tbus::{Address, Directory, Ring, RingSpec};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let scratch = std::env::temp_dir().join(format!("tbus-doc-{}", std::process::id()));
+//! let directory = Directory::create(&scratch)?;
+//! let ring = Ring::create(&directory, &RingSpec::local(1 << 20, Address(0x101), Address(0x301)))?;
+//!
+//! // In one process …
+//! let mut sender = ring.sender()?;
+//! sender.try_send(b"hello")?;
+//!
+//! // … and in another, by Ring::open(&directory, uuid).
+//! let mut receiver = ring.receiver()?;
+//! let mut buffer = [0; 64];
+//! let length = receiver.try_recv(&mut buffer)?;
+//! assert_eq!(&buffer[..length], b"hello");
+//! # std::fs::remove_dir_all(&scratch)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where to look: `layout.rs` is the memory layout, `ring/` the algorithm, `shm.rs` the mappings, `wait.rs`
+//! sleeping and waking, `locks.rs` the roles, `ring_file.rs` creation and opening with every check.
+
+#![cfg_attr(loom, allow(dead_code, unused_imports))]
+
+mod address;
+mod error;
+pub mod layout;
+mod ring;
+mod sync;
+mod wait;
+
+#[cfg(not(loom))]
+mod directory;
+#[cfg(not(loom))]
+mod fair;
+#[cfg(not(loom))]
+mod fork;
+#[cfg(not(loom))]
+mod locks;
+#[cfg(not(loom))]
+mod mirror;
+#[cfg(not(loom))]
+mod receiver;
+#[cfg(not(loom))]
+mod ring_file;
+#[cfg(not(loom))]
+mod sender;
+#[cfg(not(loom))]
+mod shm;
+#[cfg(not(loom))]
+mod sys;
+
+pub use address::{Address, AddressError, ShownAddress, Template};
+pub use layout::Cursor;
+pub use ring::Damage;
+#[cfg(not(loom))]
+pub use {
+    directory::Directory,
+    error::{Error, Result, TryRecvError, TrySendError},
+    fair::{FairReceiver, MESSAGES_PER_TURN},
+    mirror::MirrorWriter,
+    receiver::{Batch, Message, Receiver},
+    ring_file::{Kind, Ring, RingSpec, SideStatus, Status, Uuid},
+    sender::{Extensions, Reservation, Sender},
+    wait::LONGEST_SLEEP,
+};

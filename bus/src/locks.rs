@@ -1,0 +1,125 @@
+//! Roles: one producer and one consumer a ring, each a byte of the file `locks`.
+//!
+//! The locks are open-file-description locks: the kernel releases them when the process dies, threads and
+//! PID namespaces do not matter, and one descriptor serves all rings of a directory.
+
+use crate::error::{Error, Result};
+use crate::fork::{self, Held};
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Bytes of the lock file that belong to one ring: producer, consumer, and two for the relay's roles.
+const BYTES_PER_RING: i64 = 4;
+
+/// Who takes part in a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    Producer = 0,
+    Consumer = 1,
+}
+
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Producer => "producer",
+            Role::Consumer => "consumer",
+        }
+    }
+}
+
+/// The open lock file of a directory.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    /// Closed by the atfork handler in a child, so never by Drop there.
+    file: ManuallyDrop<File>,
+    path: PathBuf,
+    generation: u32,
+    /// One open file description never conflicts with itself, so what this one holds is noted here.
+    mine: Mutex<HashSet<i64>>,
+}
+
+impl Locks {
+    /// Opens `path`, making it if it does not exist.
+    pub fn open(path: &Path) -> Result<Arc<Locks>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o660)
+            .open(path)
+            .map_err(|e| Error::system("open", path, e))?;
+        fork::hold(Held::Descriptor(file.as_raw_fd()));
+        Ok(Arc::new(Locks {
+            file: ManuallyDrop::new(file),
+            path: path.into(),
+            generation: fork::generation(),
+            mine: Mutex::default(),
+        }))
+    }
+
+    /// Takes a role, or `None` if somebody has it.
+    pub fn try_take(self: &Arc<Locks>, slot: u32, role: Role) -> Result<Option<RoleLock>> {
+        if self.generation != fork::generation() {
+            return Err(Error::Forked);
+        }
+        let byte = i64::from(slot) * BYTES_PER_RING + role as i64;
+        let mut mine = self.mine.lock().unwrap_or_else(|e| e.into_inner());
+        if mine.contains(&byte) {
+            return Ok(None);
+        }
+        match self.set(byte, libc::F_WRLCK) {
+            Ok(()) => {
+                mine.insert(byte);
+                Ok(Some(RoleLock { locks: self.clone(), byte }))
+            }
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(None),
+            Err(e) => Err(Error::system("lock", &self.path, e.into())),
+        }
+    }
+
+    fn set(&self, byte: i64, kind: i32) -> nix::Result<()> {
+        let lock = libc::flock {
+            l_type: kind as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: byte,
+            l_len: 1,
+            l_pid: 0,
+        };
+        nix::fcntl::fcntl(&*self.file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).map(drop)
+    }
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        if self.generation == fork::generation() {
+            fork::let_go(Held::Descriptor(self.file.as_raw_fd()));
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.file) };
+        }
+    }
+}
+
+/// A role that is held until this is dropped or the process dies.
+#[derive(Debug)]
+pub(crate) struct RoleLock {
+    locks: Arc<Locks>,
+    byte: i64,
+}
+
+impl Drop for RoleLock {
+    fn drop(&mut self) {
+        if self.locks.generation != fork::generation() {
+            return; // the parent's lock
+        }
+        let mut mine = self.locks.mine.lock().unwrap_or_else(|e| e.into_inner());
+        // It cannot fail for a lock that is held; if it did, the role would stay taken until the process ends.
+        let _ = self.locks.set(self.byte, libc::F_UNLCK);
+        mine.remove(&self.byte);
+    }
+}

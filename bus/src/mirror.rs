@@ -1,0 +1,46 @@
+//! [`MirrorWriter`]: the relay's end of a mirror ring.
+
+use crate::error::Result;
+use crate::layout::Cursor;
+use crate::locks::RoleLock;
+use crate::ring::memory::Memory;
+use crate::ring::mirror::Publisher;
+use crate::ring_file::{Ring, sign};
+use crate::shm::Mapped;
+use crate::wait;
+
+/// Writes a mirror ring by position and publishes what is complete. Its readers see nothing beyond the
+/// published tail, whatever the bytes there say.
+#[derive(Debug)]
+pub struct MirrorWriter {
+    publisher: Publisher<Mapped>,
+    ring: Ring,
+    _role: RoleLock,
+}
+
+impl MirrorWriter {
+    pub(crate) fn attach(ring: Ring, role: RoleLock) -> Result<MirrorWriter> {
+        let fence = wait::register();
+        let memory = ring.mapped();
+        sign(&memory.control().producer_info, fence);
+        let publisher = Publisher::attach(memory, ring.header().nonce, fence).map_err(|d| ring.damaged(d))?;
+        Ok(MirrorWriter { publisher, ring, _role: role })
+    }
+
+    /// Up to where the ring is published.
+    pub fn tail(&self) -> Cursor {
+        self.publisher.tail()
+    }
+
+    /// Puts `bytes` of the source ring at `position`; not visible before [`MirrorWriter::publish`]. Refused
+    /// outside [tail, consumer's position + capacity].
+    pub fn write(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
+        self.publisher.write(position, bytes).map_err(|d| self.ring.damaged(d))
+    }
+
+    /// Checks the records in [tail, `to`), whose bytes are all there, and publishes them. `to` is the end of a
+    /// record. On an error nothing is published.
+    pub fn publish(&mut self, to: u64) -> Result<()> {
+        self.publisher.publish(to).map_err(|d| self.ring.damaged(d))
+    }
+}

@@ -1,0 +1,262 @@
+//! [`Receiver`]: the receiving end of a ring.
+
+use crate::error::{Error, Result, TryRecvError};
+use crate::layout::{Cursor, FLAG_CRC32C, FLAG_TIMESTAMP, FLAG_TRACE_ID, RECORD_HEADER};
+use crate::locks::RoleLock;
+use crate::ring::consumer::{Consumer, Gate, Nothing, Record};
+use crate::ring::memory::Memory;
+use crate::ring_file::{Kind, Ring, sign};
+use crate::sender::crc_of;
+use crate::shm::Mapped;
+use crate::sync::{AtomicU32, Relaxed};
+use crate::wait::{self, Waiter};
+use std::time::Duration;
+
+/// The receiving end of a ring. One exists at a time; it may move between threads.
+///
+/// A message counts as received when it is released. A process that is killed before sees it again after its
+/// restart.
+#[derive(Debug)]
+pub struct Receiver {
+    consumer: Consumer<Mapped>,
+    /// The result of the last peek, until it is released.
+    peeked: Option<Record>,
+    waiter: Waiter,
+    ring: Ring,
+    _role: RoleLock,
+}
+
+/// One message, read in place. It stays in the ring until [`Receiver::release`].
+#[derive(Debug)]
+pub struct Message<'a> {
+    memory: &'a Mapped,
+    record: Record,
+}
+
+impl Receiver {
+    pub(crate) fn attach(ring: Ring, role: RoleLock) -> Result<Receiver> {
+        let fence = wait::register();
+        let memory = ring.mapped();
+        sign(&memory.control().consumer_info, fence);
+        let gate = if ring.kind() == Kind::Local { Gate::CommitWord } else { Gate::Tail };
+        let consumer = Consumer::attach(memory, ring.header().nonce, gate, fence).map_err(|d| ring.damaged(d))?;
+        let waiter = Waiter { spin: wait::DEFAULT_SPIN };
+        Ok(Receiver { consumer, peeked: None, waiter, ring, _role: role })
+    }
+
+    /// The ring that it reads.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Position and sequence of the next message. After a restart: of the first one that was not released.
+    pub fn next(&self) -> Cursor {
+        self.consumer.next()
+    }
+
+    /// How long [`Receiver::wait`] polls before it sleeps; 20 µs unless set.
+    pub fn set_spin(&mut self, spin: Duration) {
+        self.waiter.spin = spin;
+    }
+
+    /// The next message, which stays in the ring: peek again and it is the same one.
+    #[inline]
+    pub fn peek(&mut self) -> Result<Message<'_>, TryRecvError> {
+        match self.consumer.peek() {
+            Ok(record) => {
+                self.peeked = Some(record);
+                Ok(Message { memory: self.consumer.memory(), record })
+            }
+            Err(nothing) => Err(self.nothing(nothing)),
+        }
+    }
+
+    /// Releases the message that was peeked: it is received, and its room is free. False if none was peeked
+    /// since the last release.
+    #[inline]
+    pub fn release(&mut self) -> bool {
+        match self.peeked.take() {
+            Some(record) => {
+                self.consumer.release(&record);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Copies the next message into `buffer`, releases it, and returns its length in bytes.
+    #[inline]
+    pub fn try_recv(&mut self, buffer: &mut [u8]) -> Result<usize, TryRecvError> {
+        let length = self.peek()?.copy_to(buffer)?;
+        self.release();
+        Ok(length)
+    }
+
+    /// Up to `max` messages, released together when the guard goes. On a panic, as on a kill, none of them is.
+    pub fn recv_batch(&mut self, max: usize) -> Batch<'_> {
+        self.peeked = None;
+        let begun = self.consumer.next();
+        Batch { receiver: self, begun, left: max }
+    }
+
+    /// Waits until a message is there, polling at first and then sleeping. `Empty` when the timeout has passed.
+    pub fn wait(&mut self, timeout: Duration) -> Result<(), TryRecvError> {
+        let memory = self.ring.mapped();
+        let control = memory.control();
+        let consumer = &mut self.consumer;
+        let mut nothing = Nothing::Empty;
+        let found = self.waiter.wait(&control.receiver_signal.word, &control.consumer_info, timeout, || {
+            match consumer.peek() {
+                Ok(_) => Some(()),
+                Err(Nothing::Empty) => None,
+                Err(other) => {
+                    nothing = other;
+                    Some(())
+                }
+            }
+        });
+        match (found, nothing) {
+            (Some(()), Nothing::Empty) => Ok(()),
+            // Before it says that nothing came: is nothing there, or is the ring unusable?
+            (None, Nothing::Empty) => {
+                let nothing = self.consumer.look_closely();
+                Err(self.nothing(nothing))
+            }
+            (_, nothing) => Err(self.nothing(nothing)),
+        }
+    }
+
+    /// The word that a sleeper on this ring sleeps on.
+    pub(crate) fn with_signal<T>(&self, act: impl FnOnce(&AtomicU32) -> T) -> T {
+        act(&self.consumer.memory().control().receiver_signal.word)
+    }
+
+    #[cold]
+    fn nothing(&self, nothing: Nothing) -> TryRecvError {
+        match nothing {
+            Nothing::Empty => TryRecvError::Empty,
+            Nothing::Closed => TryRecvError::Closed,
+            Nothing::Forked => TryRecvError::Failed(Box::new(Error::Forked)),
+            Nothing::Damaged(damage) => TryRecvError::Failed(Box::new(self.ring.damaged(damage))),
+        }
+    }
+}
+
+impl Message<'_> {
+    /// Payload bytes.
+    pub fn len(&self) -> usize {
+        self.record.shape.length
+    }
+
+    /// True if the payload has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Position and sequence. (ring uuid, sequence) is the message's identity.
+    pub fn cursor(&self) -> Cursor {
+        self.record.cursor
+    }
+
+    /// When it was sent, nanoseconds since 1970, if its sender stored that.
+    pub fn timestamp(&self) -> Option<u64> {
+        self.extension(FLAG_TIMESTAMP)
+    }
+
+    /// Its trace id, if it has one.
+    pub fn trace_id(&self) -> Option<u64> {
+        self.extension(FLAG_TRACE_ID)
+    }
+
+    /// The CRC32C that its sender stored, if any.
+    pub fn crc(&self) -> Option<u32> {
+        self.extension(FLAG_CRC32C).map(|word| word as u32)
+    }
+
+    fn extension(&self, flag: u32) -> Option<u64> {
+        let flags = self.record.shape.flags;
+        let before = (flags & (flag - 1)).count_ones() as usize;
+        let at = self.record.offset + RECORD_HEADER + 8 * before;
+        // Relaxed: ordered by the Acquire of the commit word in Consumer::peek.
+        (flags & flag != 0).then(|| self.memory.word(at).load(Relaxed))
+    }
+
+    /// Copies the payload to the front of `buffer` and returns its length. Checks the CRC, if there is one, on
+    /// the copy.
+    #[inline]
+    pub fn copy_to(&self, buffer: &mut [u8]) -> Result<usize, TryRecvError> {
+        let needed = self.len();
+        let Some(to) = buffer.get_mut(..needed) else {
+            return Err(TryRecvError::TooShort { needed });
+        };
+        self.memory.read(self.record.payload(), to);
+        if self.record.shape.flags & FLAG_CRC32C != 0 && self.crc() != Some(crc32c::crc32c(to)) {
+            return Err(TryRecvError::BadCrc { sequence: self.record.cursor.sequence });
+        }
+        Ok(needed)
+    }
+
+    /// Copies payload bytes from `offset` on into `buffer`; returns how many there were, at most its length.
+    #[inline]
+    pub fn read_at(&self, offset: usize, buffer: &mut [u8]) -> usize {
+        let length = self.len().saturating_sub(offset).min(buffer.len());
+        if length > 0 {
+            self.memory.read(self.record.payload() + offset, &mut buffer[..length]);
+        }
+        length
+    }
+
+    /// True unless the message has a CRC and its payload in the ring does not match it.
+    pub fn crc_matches(&self) -> bool {
+        self.crc().is_none_or(|crc| crc == crc_of(self.memory, self.record.payload(), self.len()))
+    }
+
+    /// The payload in place.
+    ///
+    /// # Safety
+    /// The ring is shared: the sending process must not change the payload while the slice lives. A sender that
+    /// uses this library does not; a hostile one could, and then this is undefined behaviour. [`Message::copy_to`]
+    /// and [`Message::read_at`] have no such condition.
+    #[inline]
+    pub unsafe fn as_slice(&self) -> &[u8] {
+        let at = self.memory.at(self.record.payload());
+        // SAFETY: a checked record lies inside the mapping; unchanged by the caller's promise.
+        unsafe { std::slice::from_raw_parts(at.as_ptr(), self.len()) }
+    }
+}
+
+/// Messages that are released together, see [`Receiver::recv_batch`].
+#[derive(Debug)]
+pub struct Batch<'a> {
+    receiver: &'a mut Receiver,
+    begun: Cursor,
+    left: usize,
+}
+
+impl Batch<'_> {
+    /// The next message of the batch. `None` when it is used up or nothing more is there; why, says the next
+    /// [`Receiver::peek`].
+    #[expect(clippy::should_implement_trait, reason = "the messages borrow from the batch")]
+    #[inline]
+    pub fn next(&mut self) -> Option<Message<'_>> {
+        if self.left == 0 {
+            return None;
+        }
+        let consumer = &mut self.receiver.consumer;
+        let record = consumer.peek().ok()?;
+        self.left -= 1;
+        consumer.pass(&record);
+        Some(Message { memory: consumer.memory(), record })
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let consumer = &mut self.receiver.consumer;
+        if std::thread::panicking() {
+            consumer.take_back(self.begun);
+        } else if consumer.next() != self.begun {
+            consumer.publish();
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The receiving side of a ring.
+
+use super::memory::Memory;
+use super::producer::add;
+use super::{Damage, Shape, check_cursor};
+use crate::layout::*;
+use crate::sync::{Acquire, Ordering, Relaxed, compiler_barrier, fence};
+use crate::wait;
+
+/// Why there is no message to hand out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Nothing {
+    Empty,
+    Closed,
+    Forked,
+    Damaged(Damage),
+}
+
+/// What says that a record is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// The commit word: a local ring, whose producer is an application.
+    CommitWord,
+    /// The tail cursor: a mirror (stores of a NIC land in any order) or a source ring read by the relay. A
+    /// wrong commit word below the tail is damage.
+    Tail,
+}
+
+/// A complete record that was checked: where its parts lie in the data area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub cursor: Cursor,
+    pub offset: usize,
+    pub shape: Shape,
+}
+
+impl Record {
+    #[inline(always)]
+    pub fn payload(&self) -> usize {
+        self.offset + self.shape.size - record_body(self.shape)
+    }
+}
+
+/// Bytes of payload and padding in a record.
+#[inline(always)]
+fn record_body(shape: Shape) -> usize {
+    shape.size - RECORD_HEADER - extension_size(shape.flags)
+}
+
+/// After this many messages without an empty poll the consumer is in the midst of a burst: an empty poll then
+/// pauses a moment, which lets the producer run ahead by some lines instead of fighting for one. Waiting for a
+/// single message never pauses.
+const BURST: u32 = 16;
+/// PAUSE instructions after an empty poll in the midst of a burst.
+const PAUSES: u32 = 16;
+/// Lines are taken for writing up to this record size: above it the store traffic costs more than it saves.
+const TAKE_LINES_UP_TO: usize = 512;
+/// Every so many empty polls in a row the consumer looks at the tail cursor, to notice damage and forks.
+const LOOK_EVERY: u32 = 1 << 12;
+
+/// Process-local state of the consumer; the shared state is all in the memory.
+#[derive(Debug)]
+pub(crate) struct Consumer<M> {
+    memory: M,
+    nonce: u64,
+    capacity: u64,
+    max_payload: usize,
+    gate: Gate,
+    /// Where the next record begins; its offset in the data area is `offset` = position mod capacity.
+    next: Cursor,
+    offset: usize,
+    /// Records below this position may be read: u64::MAX behind a commit word, the tail as last read behind a
+    /// tail cursor, 0 once damaged.
+    limit: u64,
+    /// The current slots of the released and head cursors.
+    released_slot: usize,
+    head_slot: usize,
+    /// Up to where `released` and `head` are published.
+    released: u64,
+    head: u64,
+    /// Publish the head each so many bytes.
+    head_step: u64,
+    /// Fence before looking whether a sender sleeps.
+    fence: bool,
+    burst: u32,
+    empty_polls: u32,
+    damage: Option<Damage>,
+}
+
+impl<M: Memory> Consumer<M> {
+    /// Takes up the ring where `released` says that the last consumer left it.
+    pub fn attach(memory: M, nonce: u64, gate: Gate, fence: bool) -> Result<Self, Damage> {
+        let capacity = memory.capacity() as u64;
+        let control = memory.control();
+        let (released_slot, next) = control.released.cursor.recover();
+        let next = check_cursor("released", next)?;
+        // Read after `released`. A producer that was killed before it stored its tail may leave the consumer
+        // ahead of it, by at most one batch; no further than a capacity either way.
+        let tail = control.producer.tail.furthest();
+        if next.position.abs_diff(tail) > capacity {
+            return Err(Damage { what: "released", position: next.position, found: tail,
+                expected: "a tail at most one capacity away" });
+        }
+        let (head_slot, head) = control.head.cursor.recover();
+        let mut consumer = Consumer {
+            nonce,
+            capacity,
+            max_payload: max_payload(capacity),
+            gate,
+            next,
+            offset: (next.position % capacity) as usize,
+            limit: if gate == Gate::CommitWord { u64::MAX } else { next.position },
+            released_slot,
+            head_slot,
+            released: next.position,
+            head: head.position,
+            head_step: capacity / 16,
+            fence,
+            burst: 0,
+            empty_polls: 0,
+            damage: None,
+            memory,
+        };
+        // The last consumer may have been killed between a release and the head's publication.
+        if head != next {
+            consumer.publish_head();
+        }
+        Ok(consumer)
+    }
+
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Position and sequence of the next message.
+    pub fn next(&self) -> Cursor {
+        self.next
+    }
+
+    /// The next record, which stays in the ring until [`Self::release`].
+    #[inline(always)]
+    pub fn peek(&mut self) -> Result<Record, Nothing> {
+        if self.next.position >= self.limit {
+            self.raise_limit()?;
+        }
+        // Acquire: partner of the commit word's Release in Producer::commit_quietly; behind a tail cursor the
+        // Acquire of the tail in raise_limit did it already.
+        let word = self.memory.word(self.offset).load(Acquire);
+        if word != commit_word(self.next.position, self.nonce) {
+            return Err(self.nothing());
+        }
+        // Relaxed: ordered by the Acquire above. Read once: the word may change at any time.
+        let second = self.memory.word(self.offset + 8).load(Relaxed);
+        match Shape::read(second, self.next.position, self.max_payload) {
+            Ok(shape) if shape.size as u64 <= self.limit - self.next.position => {
+                Ok(Record { cursor: self.next, offset: self.offset, shape })
+            }
+            Ok(shape) => Err(self.poison(Damage {
+                what: "record length",
+                position: self.next.position,
+                found: shape.length as u64,
+                expected: "a record that ends at or before the published tail",
+            })),
+            Err(damage) => Err(self.poison(damage)),
+        }
+    }
+
+    /// Moves past `record`, the result of the last peek, without telling anyone yet: see [`Self::publish`].
+    #[inline(always)]
+    pub fn pass(&mut self, record: &Record) {
+        debug_assert_eq!(record.cursor, self.next);
+        if record.shape.size <= TAKE_LINES_UP_TO {
+            self.memory.take_lines(record.offset, record.shape.size);
+        }
+        self.next.position += record.shape.size as u64;
+        self.next.sequence += 1;
+        self.offset += record.shape.size;
+        if self.offset >= self.memory.capacity() {
+            self.offset -= self.memory.capacity();
+        }
+        self.burst = self.burst.saturating_add(1);
+    }
+
+    /// Stores the released cursor, after which no restart shows the messages passed again; now and then also
+    /// the head, from which the producer learns of free space.
+    #[inline(always)]
+    pub fn publish(&mut self) {
+        self.released = self.next.position;
+        self.released_slot = self.memory.control().released.cursor.store(self.released_slot, self.next);
+        if self.next.position - self.head >= self.head_step {
+            self.publish_head();
+        }
+    }
+
+    /// [`Self::pass`] and [`Self::publish`].
+    #[inline(always)]
+    pub fn release(&mut self, record: &Record) {
+        self.pass(record);
+        self.publish();
+    }
+
+    /// Forgets what was passed since the last publication: it will be handed out again.
+    pub fn take_back(&mut self, to: Cursor) {
+        debug_assert!(to.position >= self.released && to.position <= self.next.position);
+        self.next = to;
+        self.offset = (to.position % self.capacity) as usize;
+    }
+
+    fn publish_head(&mut self) {
+        let control = self.memory.control();
+        let cursor = Cursor { position: self.released, sequence: self.next.sequence };
+        self.head = self.released;
+        self.head_slot = control.head.cursor.store(self.head_slot, cursor);
+        compiler_barrier();
+        if self.fence {
+            fence(Ordering::SeqCst);
+        }
+        // Relaxed: a sleeping sender orders its raised bit against our head by membarrier, or we by the fence.
+        if control.sender_signal.word.load(Relaxed) != 0 && wait::wake(&control.sender_signal.word) {
+            add(&control.consumer_info.wakes, 1);
+        }
+    }
+
+    /// Behind a tail cursor: reads how far it has come.
+    #[cold]
+    fn raise_limit(&mut self) -> Result<(), Nothing> {
+        if let Some(damage) = &self.damage {
+            return Err(Nothing::Damaged(damage.clone()));
+        }
+        let tail = self.memory.control().producer.tail.furthest();
+        if tail == self.next.position {
+            return Err(self.nothing());
+        }
+        if tail < self.next.position || tail - self.next.position > self.capacity || tail % 8 != 0 {
+            return Err(self.poison(Damage {
+                what: "tail",
+                position: self.next.position,
+                found: tail,
+                expected: "a multiple of 8, at most one capacity ahead of the consumer",
+            }));
+        }
+        self.limit = tail;
+        Ok(())
+    }
+
+    /// No record at the position: the rare things that must be looked at sooner or later.
+    #[inline]
+    fn nothing(&mut self) -> Nothing {
+        if self.head != self.released {
+            self.publish_head();
+        }
+        if self.burst >= BURST {
+            for _ in 0..PAUSES {
+                core::hint::spin_loop();
+            }
+        }
+        self.burst = 0;
+        self.empty_polls = self.empty_polls.wrapping_add(1);
+        let promised = self.gate == Gate::Tail && self.next.position < self.limit;
+        if !promised && !self.empty_polls.is_multiple_of(LOOK_EVERY) {
+            // Relaxed: the Acquire of `seal` follows where it matters.
+            if self.memory.control().receiver_signal.word.load(Relaxed) & SIGNAL_CLOSED == 0 {
+                return Nothing::Empty;
+            }
+        }
+        self.look_closely()
+    }
+
+    /// Why nothing is there: closed, forked, damaged, or simply empty.
+    #[cold]
+    pub fn look_closely(&mut self) -> Nothing {
+        if self.memory.forked() {
+            return Nothing::Forked;
+        }
+        let control = self.memory.control();
+        // Acquire: partner of the Release in close; the sealed tail is final, and so are the records below it.
+        let seal = control.seal.end.load(Acquire);
+        if seal & SEALED != 0 && self.next.position >= seal & !SEALED {
+            return Nothing::Closed;
+        }
+        let tail = control.producer.tail.furthest();
+        let expected = match self.gate {
+            // A tail past our position promises a record here: its commit word was stored before the tail.
+            Gate::CommitWord if tail > self.next.position => {
+                // Acquire: as in peek.
+                let word = self.memory.word(self.offset).load(Acquire);
+                if word == commit_word(self.next.position, self.nonce) {
+                    return Nothing::Empty; // it has just come; the next peek finds it
+                }
+                "a record here, since the tail is past it"
+            }
+            Gate::Tail if self.next.position < self.limit => "a record here, since the published tail is past it",
+            _ => return Nothing::Empty,
+        };
+        let found = self.memory.word(self.offset).load(Relaxed); // for the report only
+        self.poison(Damage { what: "commit word", position: self.next.position, found: found.min(1), expected })
+    }
+
+    fn poison(&mut self, damage: Damage) -> Nothing {
+        self.limit = 0;
+        self.damage = Some(damage.clone());
+        Nothing::Damaged(damage)
+    }
+}

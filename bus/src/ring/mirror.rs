@@ -1,0 +1,90 @@
+//! The relay's side of a mirror ring: bytes arrive, are checked, and are published.
+//!
+//! The relay never believes commit words before its link says that the bytes are visible, since the stores of
+//! a NIC land in any order; so it neither rolls a mirror forward nor lets readers go past the published tail.
+
+use super::memory::Memory;
+use super::{Damage, Shape, check_cursor};
+use crate::layout::*;
+use crate::sync::{Acquire, Ordering, Relaxed, compiler_barrier, fence};
+use crate::wait;
+
+/// Process-local state of a mirror's producer.
+#[derive(Debug)]
+pub(crate) struct Publisher<M> {
+    memory: M,
+    nonce: u64,
+    tail: Cursor,
+    slot: usize,
+    fence: bool,
+}
+
+impl<M: Memory> Publisher<M> {
+    pub fn attach(memory: M, nonce: u64, fence: bool) -> Result<Self, Damage> {
+        let (slot, tail) = memory.control().producer.tail.recover();
+        let tail = check_cursor("tail", tail)?;
+        Ok(Publisher { memory, nonce, tail, slot, fence })
+    }
+
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Up to where the ring is published.
+    pub fn tail(&self) -> Cursor {
+        self.tail
+    }
+
+    /// Puts `bytes` at `position`, at or past the tail and within one capacity of the consumer. Readers do not
+    /// see them before [`Self::publish`].
+    pub fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Damage> {
+        let capacity = self.memory.capacity() as u64;
+        let head = self.memory.control().released.cursor.furthest();
+        let end = position.saturating_add(bytes.len() as u64);
+        if position < self.tail.position || end > head.saturating_add(capacity) || end - position > capacity {
+            return Err(Damage { what: "write into the mirror", position, found: end,
+                expected: "a range between the tail and the consumer's position + capacity" });
+        }
+        self.memory.write((position % capacity) as usize, bytes);
+        Ok(())
+    }
+
+    /// Publishes the records in [tail, to), all of whose bytes are visible, after checking each header: `to`
+    /// must be a record's end. On damage nothing is published.
+    pub fn publish(&mut self, to: u64) -> Result<(), Damage> {
+        let capacity = self.memory.capacity() as u64;
+        let mut cursor = self.tail;
+        if to < cursor.position || to - cursor.position > capacity {
+            return Err(Damage { what: "tail", position: cursor.position, found: to,
+                expected: "a position at most one capacity ahead" });
+        }
+        while cursor.position < to {
+            let offset = (cursor.position % capacity) as usize;
+            // Acquire: the link says that the bytes are visible; this pairs with a local writer's Release.
+            let word = self.memory.word(offset).load(Acquire);
+            if word != commit_word(cursor.position, self.nonce) {
+                return Err(Damage { what: "commit word", position: cursor.position, found: word.min(1),
+                    expected: "the record that the peer announced" });
+            }
+            let second = self.memory.word(offset + 8).load(Relaxed); // ordered by the Acquire above
+            let shape = Shape::read(second, cursor.position, max_payload(capacity))?;
+            cursor.position += shape.size as u64;
+            cursor.sequence += 1;
+        }
+        if cursor.position != to {
+            return Err(Damage { what: "tail", position: cursor.position, found: to, expected: "the end of a record" });
+        }
+        self.tail = cursor;
+        let control = self.memory.control();
+        self.slot = control.producer.tail.store(self.slot, cursor);
+        compiler_barrier();
+        if self.fence {
+            fence(Ordering::SeqCst);
+        }
+        // Relaxed: as in Producer::finish.
+        if control.receiver_signal.word.load(Relaxed) != 0 {
+            wait::wake(&control.receiver_signal.word);
+        }
+        Ok(())
+    }
+}

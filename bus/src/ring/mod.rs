@@ -1,0 +1,114 @@
+//! The lock-free ring: one producer, one consumer, records of any length, no lock and no wrap.
+//!
+//! The algorithm, apart from files and processes. It is generic over [`Memory`]: the doubled mapping of a
+//! file in production (`shm.rs`), plain words on the heap under loom, Miri and the oracle (`heap.rs`).
+//!
+//! Send: write header and payload, store the commit word (Release), store the tail cursor.
+//! Receive: load the commit word at the position (Acquire); if it is the one that this position must have,
+//! the record is complete; after use store the released cursor. Nothing else is shared per message.
+
+pub(crate) mod consumer;
+#[cfg(any(test, loom))]
+pub(crate) mod heap;
+pub(crate) mod memory;
+pub(crate) mod mirror;
+pub(crate) mod producer;
+
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod oracle_tests;
+
+use crate::layout::{Cursor, FLAGS_KNOWN, extension_size, max_payload, record_size};
+
+/// Where and how a ring breaks its rules: what a hostile or broken process wrote, or a bug.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// What is wrong, for example "record length".
+    pub what: &'static str,
+    /// The position in the ring at which it was met, bytes since creation.
+    pub position: u64,
+    /// The value that was found there.
+    pub found: u64,
+    /// What would have been right, in words.
+    pub expected: &'static str,
+}
+
+impl core::fmt::Display for Damage {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Damage { what, position, found, expected } = self;
+        write!(f, "{what} at position {position} is {found:#x}, expected {expected}")
+    }
+}
+
+/// The geometry of one record, from its second header word, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub flags: u32,
+    /// Payload bytes.
+    pub length: usize,
+    /// Header, extensions, payload and padding, bytes.
+    pub size: usize,
+}
+
+impl Shape {
+    /// Checks the word {length, flags} that lies at `position` against the ring's own limits.
+    #[inline(always)]
+    pub fn read(word: u64, position: u64, max_payload: usize) -> Result<Shape, Damage> {
+        let (length, flags) = (word as u32 as usize, (word >> 32) as u32);
+        if length > max_payload {
+            return Err(Damage {
+                what: "record length",
+                position,
+                found: length as u64,
+                expected: "at most half the capacity",
+            });
+        }
+        if flags & !FLAGS_KNOWN != 0 {
+            return Err(Damage {
+                what: "record flags",
+                position,
+                found: flags.into(),
+                expected: "no unknown bit",
+            });
+        }
+        let size = record_size(extension_size(flags) + length);
+        Ok(Shape { flags, length, size })
+    }
+}
+
+/// A cursor as found at attach, checked against what any cursor must satisfy.
+fn check_cursor(what: &'static str, cursor: Cursor) -> Result<Cursor, Damage> {
+    let Cursor { position, sequence } = cursor;
+    let limit = crate::layout::MAX_POSITION;
+    if position >= limit || position % 8 != 0 || sequence > position / 16 && sequence >= limit {
+        return Err(Damage { what, position, found: sequence, expected: "a position below 2^63 that is a multiple of 8" });
+    }
+    Ok(cursor)
+}
+
+/// Walks committed records from `from`, at most to `limit`; calls nothing, stores nothing. Returns the first
+/// position that has no committed record.
+fn roll_forward<M: memory::Memory>(memory: &M, from: Cursor, limit: u64, nonce: u64) -> Result<Cursor, Damage> {
+    let capacity = memory.capacity() as u64;
+    let mut cursor = from;
+    let mut offset = (from.position % capacity) as usize;
+    while cursor.position < limit {
+        // Acquire: partner of the commit word's Release in Producer::commit.
+        let word = memory.word(offset).load(crate::sync::Acquire);
+        if word != crate::layout::commit_word(cursor.position, nonce) {
+            break;
+        }
+        // Relaxed: ordered by the Acquire above.
+        let second = memory.word(offset + 8).load(crate::sync::Relaxed);
+        let shape = Shape::read(second, cursor.position, max_payload(capacity))?;
+        let next = cursor.position + shape.size as u64;
+        if next > limit {
+            return Err(Damage { what: "record length", position: cursor.position, found: shape.length as u64,
+                expected: "a record that ends within the free part of the ring" });
+        }
+        cursor = Cursor { position: next, sequence: cursor.sequence + 1 };
+        offset = (offset + shape.size) % capacity as usize;
+    }
+    Ok(cursor)
+}

@@ -1,0 +1,561 @@
+//! Ring files: create, open with every check, status, close, remove.
+
+use crate::address::Address;
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::layout::{self, Cursor, Header, SEALED, SIGNAL_CLOSED};
+use crate::locks::{Role, RoleLock};
+use crate::mirror::MirrorWriter;
+use crate::receiver::Receiver;
+use crate::ring::memory::Memory;
+use crate::ring::{Damage, producer};
+use crate::sender::Sender;
+use crate::shm::{Mapped, Mapping, page_size};
+use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed};
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::Mode;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// The name of one generation of a ring: 16 random bytes, printed as RFC 9562 does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uuid(pub [u8; 16]);
+
+impl Uuid {
+    fn random() -> io::Result<Uuid> {
+        let mut bytes = [0; 16];
+        crate::sys::random(&mut bytes)?;
+        bytes[6] = bytes[6] & 0x0f | 0x40; // version 4
+        bytes[8] = bytes[8] & 0x3f | 0x80; // variant of RFC 9562
+        Ok(Uuid(bytes))
+    }
+}
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            if [4, 6, 8, 10].contains(&index) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Uuid {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Uuid> {
+        let wrong = || Error::Invalid {
+            what: "uuid",
+            why: format!("'{text}' is not of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx in hexadecimal"),
+        };
+        let dashes = text.bytes().enumerate().all(|(i, b)| (b == b'-') == [8, 13, 18, 23].contains(&i));
+        if text.len() != 36 || !dashes {
+            return Err(wrong());
+        }
+        let digits: String = text.chars().filter(|c| *c != '-').collect();
+        let number = u128::from_str_radix(&digits, 16).map_err(|_| wrong())?;
+        Ok(Uuid(number.to_be_bytes()))
+    }
+}
+
+/// Which sides of a ring are applications; fixed for the ring's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Producer and consumer are applications on this host.
+    Local,
+    /// The consumer is the relay, which mirrors the ring to another host.
+    Source,
+    /// The producer is the relay; readers see what it has published.
+    Mirror,
+}
+
+impl Kind {
+    fn number(self) -> u32 {
+        match self {
+            Kind::Local => layout::ROLE_LOCAL,
+            Kind::Source => layout::ROLE_SOURCE,
+            Kind::Mirror => layout::ROLE_MIRROR,
+        }
+    }
+
+    fn from_number(number: u32) -> Option<Kind> {
+        [Kind::Local, Kind::Source, Kind::Mirror].into_iter().find(|k| k.number() == number)
+    }
+
+    /// "local", "source" or "mirror".
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Local => "local",
+            Kind::Source => "source",
+            Kind::Mirror => "mirror",
+        }
+    }
+}
+
+/// What to create.
+#[derive(Clone, Debug)]
+pub struct RingSpec {
+    /// Bytes for records; rounded up to whole pages. From 4096 to 2^32.
+    pub capacity: u64,
+    /// Which sides are applications.
+    pub kind: Kind,
+    /// The sending endpoint.
+    pub from: Address,
+    /// The receiving endpoint.
+    pub to: Address,
+    /// Which bytes of the file `locks` are the ring's roles. Rings of one directory that are in use at the same
+    /// time have different ones.
+    pub lock_slot: u32,
+    /// Where positions and sequences start: 0 for a new local or source ring, the source's for a mirror.
+    pub start: Cursor,
+    /// A mirror has its source's nonce; `None`: random.
+    pub nonce: Option<u64>,
+    /// Mode of the file, less the umask.
+    pub mode: u32,
+}
+
+impl RingSpec {
+    /// A local ring of `capacity` bytes from one address to another, mode 0660, lock slot 0.
+    pub fn local(capacity: u64, from: Address, to: Address) -> RingSpec {
+        RingSpec {
+            capacity,
+            kind: Kind::Local,
+            from,
+            to,
+            lock_slot: 0,
+            start: Cursor::default(),
+            nonce: None,
+            mode: 0o660,
+        }
+    }
+}
+
+/// A mapped ring. Cheap to clone; attach to it with [`Ring::sender`] and [`Ring::receiver`].
+#[derive(Clone, Debug)]
+pub struct Ring {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    header: Header,
+    kind: Kind,
+    path: PathBuf,
+    directory: Directory,
+    mapping: Arc<Mapping>,
+    /// Device and inode of the file that was mapped.
+    identity: (u64, u64),
+}
+
+/// Cursors and counters of a ring at one moment. Positions in bytes, sequences in messages.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// The producer's cursor: sequence counts all messages sent.
+    pub tail: Cursor,
+    /// The consumer's durable cursor: sequence counts all messages released.
+    pub released: Cursor,
+    /// The cursor that the consumer publishes to the producer now and then.
+    pub head: Cursor,
+    /// Messages sent and not released.
+    pub unread_messages: u64,
+    /// Bytes that these take in the ring.
+    pub unread_bytes: u64,
+    /// True once [`Ring::close`] was begun.
+    pub closed: bool,
+    /// The final tail of a closed ring.
+    pub sealed_at: Option<u64>,
+    /// What the producer's side counts.
+    pub producer: SideStatus,
+    /// What the consumer's side counts.
+    pub consumer: SideStatus,
+}
+
+/// Counters of one side of a ring; diagnostics, since any process with the ring mapped can write them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SideStatus {
+    /// The process that attached last.
+    pub pid: u32,
+    /// True if it fences per message, since it could not use membarrier.
+    pub fences: bool,
+    /// Attaches since creation.
+    pub attaches: u64,
+    /// Producer: messages refused as full.
+    pub refused: u64,
+    /// Wake-ups given to the other side.
+    pub wakes: u64,
+    /// Times this side went to sleep.
+    pub sleeps: u64,
+    /// Sleeps that ran to their end although there was news: the other side was killed, stopped or lost a wake-up.
+    pub overslept: u64,
+}
+
+impl Ring {
+    /// Makes a ring with all its memory, or nothing: the file gets its name when it is complete.
+    pub fn create(directory: &Directory, spec: &RingSpec) -> Result<Ring> {
+        let page = page_size() as u64;
+        let invalid = |what, why| Err(Error::Invalid { what, why });
+        if !(layout::MIN_CAPACITY..=layout::MAX_CAPACITY).contains(&spec.capacity) {
+            return invalid("capacity", format!("{} bytes; give {} to {}", spec.capacity, layout::MIN_CAPACITY, layout::MAX_CAPACITY));
+        }
+        if !spec.start.position.is_multiple_of(8) || spec.start.position >= layout::MAX_POSITION {
+            return invalid("start", format!("position {}; give a multiple of 8 below 2^63", spec.start.position));
+        }
+        let random = |path: &Path, e| Error::system("get random bytes for", path, e);
+        let uuid = Uuid::random().map_err(|e| random(directory.path(), e))?;
+        let path = directory.ring_path(uuid);
+        let mut nonce = [0; 8];
+        crate::sys::random(&mut nonce).map_err(|e| random(&path, e))?;
+        let header = Header {
+            magic: layout::MAGIC,
+            major: layout::LAYOUT_MAJOR,
+            minor: layout::LAYOUT_MINOR,
+            role: spec.kind.number(),
+            lock_slot: spec.lock_slot,
+            data_offset: page,
+            capacity: spec.capacity.next_multiple_of(page),
+            created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            nonce: spec.nonce.unwrap_or(u64::from_le_bytes(nonce)),
+            uuid: uuid.0,
+            from: spec.from.0,
+            to: spec.to.0,
+        };
+        let fresh = FreshFile::new(directory.path(), &path, spec.mode)?;
+        let size = header.data_offset + header.capacity;
+        reserve_space(&fresh.file, &path, size)?;
+        let mapping = Mapping::new(&fresh.file, &path, header.data_offset as usize, header.capacity as usize)?;
+        let mapping = Arc::new(mapping);
+        Mapped::new(mapping.clone()).control().initialise(&header, spec.start);
+        let info = fresh.file.metadata().map_err(|e| Error::system("inspect", &path, e))?;
+        fresh.publish(&path)?;
+        Ok(Ring {
+            inner: Arc::new(Inner {
+                kind: spec.kind,
+                header,
+                path,
+                directory: directory.clone(),
+                mapping,
+                identity: (info.dev(), info.ino()),
+            }),
+        })
+    }
+
+    /// Opens the ring `uuid` of `directory`.
+    pub fn open(directory: &Directory, uuid: Uuid) -> Result<Ring> {
+        let path = directory.ring_path(uuid);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOFOLLOW.bits() | OFlag::O_NONBLOCK.bits())
+            .open(&path)
+            .map_err(|e| Error::system("open", &path, e))?;
+        let info = file.metadata().map_err(|e| Error::system("inspect", &path, e))?;
+        let (header, kind) = read_header(&file, &path, &info, uuid)?;
+        if info.blocks() * 512 < header.data_offset + header.capacity {
+            // Holes: without memory behind them a store would end the process when the file system is full.
+            reserve_space(&file, &path, header.data_offset + header.capacity)?;
+        }
+        let mapping = Mapping::new(&file, &path, header.data_offset as usize, header.capacity as usize)?;
+        Ok(Ring {
+            inner: Arc::new(Inner {
+                header,
+                kind,
+                path,
+                directory: directory.clone(),
+                mapping: Arc::new(mapping),
+                identity: (info.dev(), info.ino()),
+            }),
+        })
+    }
+
+    /// What the ring is.
+    pub fn header(&self) -> &Header {
+        &self.inner.header
+    }
+
+    /// The ring's name.
+    pub fn uuid(&self) -> Uuid {
+        Uuid(self.inner.header.uuid)
+    }
+
+    /// Which sides are applications.
+    pub fn kind(&self) -> Kind {
+        self.inner.kind
+    }
+
+    /// The ring's file.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Touches every page now, so that the first messages take no page faults. About 0.25 µs a page.
+    pub fn prefault(&self) {
+        self.inner.mapping.prefault();
+    }
+
+    /// Takes the producer role and attaches.
+    pub fn sender(&self) -> Result<Sender> {
+        if self.kind() == Kind::Mirror {
+            return Err(self.wrong_role(Role::Producer));
+        }
+        if self.control(|c| c.receiver_signal.word.load(Relaxed)) & SIGNAL_CLOSED != 0 {
+            return Err(Error::Closed { path: self.path().into() });
+        }
+        let lock = self.take(Role::Producer)?;
+        Sender::attach(self.clone(), lock)
+    }
+
+    /// Takes the consumer role and attaches.
+    pub fn receiver(&self) -> Result<Receiver> {
+        if self.kind() == Kind::Source {
+            return Err(self.wrong_role(Role::Consumer));
+        }
+        let lock = self.take(Role::Consumer)?;
+        Receiver::attach(self.clone(), lock)
+    }
+
+    /// The relay's end of a mirror ring; takes the producer role.
+    pub fn mirror_writer(&self) -> Result<MirrorWriter> {
+        if self.kind() != Kind::Mirror {
+            return Err(Error::Invalid {
+                what: "mirror writer",
+                why: format!("{} is a {} ring; only a mirror is written by position", self.path().display(), self.kind().name()),
+            });
+        }
+        let lock = self.take(Role::Producer)?;
+        MirrorWriter::attach(self.clone(), lock)
+    }
+
+    fn wrong_role(&self, role: Role) -> Error {
+        Error::WrongRole { path: self.path().into(), role: role.name(), kind: self.kind().name() }
+    }
+
+    pub(crate) fn take(&self, role: Role) -> Result<RoleLock> {
+        let taken = self.inner.directory.locks.try_take(self.inner.header.lock_slot, role)?;
+        taken.ok_or_else(|| {
+            let pid = self.control(|c| match role {
+                Role::Consumer => c.consumer_info.pid.load(Relaxed), // a diagnostic
+                _ => c.producer_info.pid.load(Relaxed),
+            });
+            Error::Busy { path: self.path().into(), role: role.name(), pid }
+        })
+    }
+
+    pub(crate) fn mapped(&self) -> Mapped {
+        Mapped::new(self.inner.mapping.clone())
+    }
+
+    fn control<T>(&self, look: impl FnOnce(&layout::Control) -> T) -> T {
+        look(self.mapped().control())
+    }
+
+    pub(crate) fn damaged(&self, damage: Damage) -> Error {
+        Error::Damaged { path: self.path().into(), damage }
+    }
+
+    /// Ends the ring: senders are refused from now on, receivers get what is there and then `Closed`. Waits up
+    /// to `patience` for a sender that is in the midst of a message; `Busy` then, and a later call goes on.
+    /// Returns the final tail.
+    pub fn close(&self, patience: Duration) -> Result<u64> {
+        let begun = Instant::now();
+        let memory = self.mapped();
+        loop {
+            let lock = self.inner.directory.locks.try_take(self.inner.header.lock_slot, Role::Producer)?;
+            let end = producer::close(&memory, self.inner.header.nonce, || lock.is_some());
+            match end.map_err(|d| self.damaged(d))? {
+                Some(end) => return Ok(end),
+                None if begun.elapsed() >= patience => {
+                    let pid = memory.control().producer_info.pid.load(Relaxed); // a diagnostic
+                    return Err(Error::Busy { path: self.path().into(), role: "producer", pid });
+                }
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Unlinks the file. Processes that have it mapped keep their memory; [`Ring::close`] it first.
+    pub fn remove(&self) -> Result<()> {
+        std::fs::remove_file(self.path()).map_err(|e| Error::system("remove", self.path(), e))
+    }
+
+    /// Checks that the ring's name still means the file that is mapped, and that it was not cut short: a plain
+    /// `rm` and another program's truncation show here. Costs a system call.
+    pub fn check_file(&self) -> Result<()> {
+        let info = std::fs::symlink_metadata(self.path()).map_err(|e| Error::system("inspect", self.path(), e))?;
+        let size = self.inner.header.data_offset + self.inner.header.capacity;
+        let why = if (info.dev(), info.ino()) != self.inner.identity {
+            "it is another file than the one that is mapped".to_string()
+        } else if info.len() < size {
+            format!("it has {} bytes now, and had {size}", info.len())
+        } else {
+            return Ok(());
+        };
+        Err(Error::BadFile { path: self.path().into(), why })
+    }
+
+    /// Cursors and counters now.
+    pub fn status(&self) -> Status {
+        self.control(|c| {
+            // Each cursor is consistent in itself; a writer that is too fast gives the last value that was.
+            let read = |slots: &layout::CursorSlots| slots.read().unwrap_or_else(|| slots.recover().1);
+            let (released, head) = (read(&c.released.cursor), read(&c.head.cursor));
+            let tail = read(&c.producer.tail);
+            let side = |info: &layout::InfoLine| {
+                // Relaxed: diagnostics, each on its own.
+                let (small, large) = (|n: &AtomicU32| n.load(Relaxed), |n: &AtomicU64| n.load(Relaxed));
+                SideStatus {
+                    pid: small(&info.pid),
+                    fences: small(&info.fences) != 0,
+                    attaches: large(&info.attaches),
+                    refused: large(&info.refused),
+                    wakes: large(&info.wakes),
+                    sleeps: large(&info.sleeps),
+                    overslept: large(&info.overslept),
+                }
+            };
+            let seal = c.seal.end.load(Acquire); // partner: Release in producer::close
+            Status {
+                tail,
+                released,
+                head,
+                unread_messages: tail.sequence.saturating_sub(released.sequence),
+                unread_bytes: tail.position.saturating_sub(released.position),
+                closed: c.receiver_signal.word.load(Relaxed) & SIGNAL_CLOSED != 0,
+                sealed_at: (seal & SEALED != 0).then_some(seal & !SEALED),
+                producer: side(&c.producer_info),
+                consumer: side(&c.consumer_info),
+            }
+        })
+    }
+}
+
+/// Notes in the ring who attached.
+pub(crate) fn sign(info: &layout::InfoLine, fences: bool) {
+    info.pid.store(std::process::id(), Relaxed); // diagnostics, all three
+    info.fences.store(fences.into(), Relaxed);
+    producer::add(&info.attaches, 1);
+}
+
+/// Reads and checks a ring file's header. Nothing of it is read again later.
+fn read_header(file: &File, path: &Path, info: &std::fs::Metadata, uuid: Uuid) -> Result<(Header, Kind)> {
+    let bad = |why: String| Err(Error::BadFile { path: path.into(), why });
+    if !info.is_file() {
+        return bad("it is not a regular file".into());
+    }
+    let mut bytes = [0; 8 * Header::WORDS];
+    if info.len() < bytes.len() as u64 {
+        return bad(format!("it has {} bytes, less than a header", info.len()));
+    }
+    file.read_exact_at(&mut bytes, 0).map_err(|e| Error::system("read", path, e))?;
+    let (header, sound) = Header::parse(&bytes);
+    if header.magic != layout::MAGIC {
+        return Err(Error::NotARing { path: path.into(), found: header.magic });
+    }
+    if header.major != layout::LAYOUT_MAJOR {
+        return Err(Error::Layout { path: path.into(), found: header.major, ours: layout::LAYOUT_MAJOR });
+    }
+    if !sound {
+        return bad("the check of its header is wrong".into());
+    }
+    let Some(kind) = Kind::from_number(header.role) else {
+        return bad(format!("its role is {}, which is none of 1, 2 and 3", header.role));
+    };
+    let page = page_size() as u64;
+    let Header { data_offset, capacity, .. } = header;
+    if data_offset < layout::CONTROL_SIZE as u64 || data_offset > 1 << 20 || !data_offset.is_multiple_of(page) {
+        return bad(format!("its data offset is {data_offset}, not a multiple of the page size {page}"));
+    }
+    if !(layout::MIN_CAPACITY..=layout::MAX_CAPACITY).contains(&capacity) || !capacity.is_multiple_of(page) {
+        return bad(format!("its capacity is {capacity}, not a multiple of the page size {page}"));
+    }
+    if info.len() < data_offset + capacity {
+        return bad(format!("it has {} bytes, its header says {}", info.len(), data_offset + capacity));
+    }
+    if header.uuid != uuid.0 {
+        return bad(format!("its header says that it is ring {}", Uuid(header.uuid)));
+    }
+    Ok((header, kind))
+}
+
+/// Gives the file its size and all its memory, so that a full file system is an error now and not a SIGBUS later.
+fn reserve_space(file: &File, path: &Path, size: u64) -> Result<()> {
+    loop {
+        return match nix::fcntl::posix_fallocate(file, 0, size as i64) {
+            Ok(()) => Ok(()),
+            Err(nix::Error::EINTR) => continue,
+            Err(nix::Error::ENOSPC | nix::Error::EFBIG) => Err(Error::NoSpace { path: path.into(), needed: size }),
+            Err(e) => Err(Error::system("allocate", path, e.into())),
+        };
+    }
+}
+
+/// A file without a name, so that a process killed while making a ring leaves nothing behind. Where the file
+/// system has no such files, one with a passing name.
+struct FreshFile {
+    file: File,
+    passing_name: Option<PathBuf>,
+}
+
+impl FreshFile {
+    fn new(directory: &Path, path: &Path, mode: u32) -> Result<FreshFile> {
+        let mode_bits = Mode::from_bits_truncate(mode);
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        // It gets its name through /proc, which a bare root may lack.
+        if Path::new("/proc/self/fd").exists()
+            && let Ok(fd) = nix::fcntl::open(directory, flags, mode_bits)
+        {
+            return Ok(FreshFile { file: fd.into(), passing_name: None });
+        }
+        let passing = directory.join(format!(".{}.new", path.file_name().unwrap_or_default().display()));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&passing)
+            .map_err(|e| Error::system("create", path, e))?;
+        Ok(FreshFile { file, passing_name: Some(passing) })
+    }
+
+    /// Gives the file its name.
+    fn publish(mut self, path: &Path) -> Result<()> {
+        match &self.passing_name {
+            Some(passing) => {
+                std::fs::rename(passing, path).map_err(|e| Error::system("name", path, e))?;
+                self.passing_name = None;
+            }
+            None => {
+                let from = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                let cwd = nix::fcntl::AT_FDCWD;
+                nix::unistd::linkat(cwd, from.as_str(), cwd, path, AtFlags::AT_SYMLINK_FOLLOW)
+                    .map_err(|e| Error::system("name", path, e.into()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for FreshFile {
+    fn drop(&mut self) {
+        if let Some(passing) = &self.passing_name {
+            let _ = std::fs::remove_file(passing);
+        }
+    }
+}

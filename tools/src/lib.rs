@@ -1,0 +1,3 @@
+//! What the tools of tbus are made of; each executable in `src/bin` is a thin shell around a module here.
+
+pub mod perf;
