@@ -19,8 +19,8 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Receiver {
     consumer: Consumer<Mapped>,
-    /// The result of the last peek, until it is released.
-    peeked: Option<Record>,
+    /// Bytes of the record that was peeked and not released, else 0.
+    peeked: usize,
     waiter: Waiter,
     ring: Ring,
     _role: RoleLock,
@@ -30,6 +30,7 @@ pub struct Receiver {
 #[derive(Debug)]
 pub struct Message<'a> {
     memory: &'a Mapped,
+    cursor: Cursor,
     record: Record,
 }
 
@@ -41,7 +42,7 @@ impl Receiver {
         let gate = if ring.kind() == Kind::Local { Gate::CommitWord } else { Gate::Tail };
         let consumer = Consumer::attach(memory, ring.header().nonce, gate, fence).map_err(|d| ring.damaged(d))?;
         let waiter = Waiter { spin: wait::DEFAULT_SPIN };
-        Ok(Receiver { consumer, peeked: None, waiter, ring, _role: role })
+        Ok(Receiver { consumer, peeked: 0, waiter, ring, _role: role })
     }
 
     /// The ring that it reads.
@@ -60,12 +61,12 @@ impl Receiver {
     }
 
     /// The next message, which stays in the ring: peek again and it is the same one.
-    #[inline]
+    #[inline(always)]
     pub fn peek(&mut self) -> Result<Message<'_>, TryRecvError> {
         match self.consumer.peek() {
             Ok(record) => {
-                self.peeked = Some(record);
-                Ok(Message { memory: self.consumer.memory(), record })
+                self.peeked = record.shape.size;
+                Ok(Message { cursor: self.consumer.next(), memory: self.consumer.memory(), record })
             }
             Err(nothing) => Err(self.nothing(nothing)),
         }
@@ -73,19 +74,19 @@ impl Receiver {
 
     /// Releases the message that was peeked: it is received, and its room is free. False if none was peeked
     /// since the last release.
-    #[inline]
+    #[inline(always)]
     pub fn release(&mut self) -> bool {
-        match self.peeked.take() {
-            Some(record) => {
-                self.consumer.release(&record);
+        match std::mem::take(&mut self.peeked) {
+            0 => false,
+            size => {
+                self.consumer.release(size);
                 true
             }
-            None => false,
         }
     }
 
     /// Copies the next message into `buffer`, releases it, and returns its length in bytes.
-    #[inline]
+    #[inline(always)]
     pub fn try_recv(&mut self, buffer: &mut [u8]) -> Result<usize, TryRecvError> {
         let length = self.peek()?.copy_to(buffer)?;
         self.release();
@@ -94,7 +95,7 @@ impl Receiver {
 
     /// Up to `max` messages, released together when the guard goes. On a panic, as on a kill, none of them is.
     pub fn recv_batch(&mut self, max: usize) -> Batch<'_> {
-        self.peeked = None;
+        self.peeked = 0;
         let begun = self.consumer.next();
         Batch { receiver: self, begun, left: max }
     }
@@ -155,7 +156,7 @@ impl Message<'_> {
 
     /// Position and sequence. (ring uuid, sequence) is the message's identity.
     pub fn cursor(&self) -> Cursor {
-        self.record.cursor
+        self.cursor
     }
 
     /// When it was sent, nanoseconds since 1970, if its sender stored that.
@@ -191,7 +192,7 @@ impl Message<'_> {
         };
         self.memory.read(self.record.payload(), to);
         if self.record.shape.flags & FLAG_CRC32C != 0 && self.crc() != Some(crc32c::crc32c(to)) {
-            return Err(TryRecvError::BadCrc { sequence: self.record.cursor.sequence });
+            return Err(TryRecvError::BadCrc { sequence: self.cursor.sequence });
         }
         Ok(needed)
     }
@@ -237,7 +238,7 @@ impl Batch<'_> {
     /// The next message of the batch. `None` when it is used up or nothing more is there; why, says the next
     /// [`Receiver::peek`].
     #[expect(clippy::should_implement_trait, reason = "the messages borrow from the batch")]
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self) -> Option<Message<'_>> {
         if self.left == 0 {
             return None;
@@ -245,8 +246,9 @@ impl Batch<'_> {
         let consumer = &mut self.receiver.consumer;
         let record = consumer.peek().ok()?;
         self.left -= 1;
-        consumer.pass(&record);
-        Some(Message { memory: consumer.memory(), record })
+        let cursor = consumer.next();
+        consumer.pass(record.shape.size);
+        Some(Message { cursor, memory: consumer.memory(), record })
     }
 }
 

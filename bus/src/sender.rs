@@ -82,7 +82,7 @@ impl Sender {
     }
 
     /// Sends one message; a length of 0 is legal.
-    #[inline]
+    #[inline(always)]
     pub fn try_send(&mut self, payload: &[u8]) -> Result<(), TrySendError> {
         let begun = self.begin(payload.len())?;
         self.producer.memory().write(begun.payload(), payload);

@@ -29,22 +29,16 @@ pub(crate) enum Gate {
 /// A complete record that was checked: where its parts lie in the data area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    pub cursor: Cursor,
     pub offset: usize,
     pub shape: Shape,
 }
 
 impl Record {
+    /// Where the payload begins in the data area.
     #[inline(always)]
     pub fn payload(&self) -> usize {
-        self.offset + self.shape.size - record_body(self.shape)
+        self.offset + RECORD_HEADER + extension_size(self.shape.flags)
     }
-}
-
-/// Bytes of payload and padding in a record.
-#[inline(always)]
-fn record_body(shape: Shape) -> usize {
-    shape.size - RECORD_HEADER - extension_size(shape.flags)
 }
 
 /// After this many messages without an empty poll the consumer is in the midst of a burst: an empty poll then
@@ -153,7 +147,7 @@ impl<M: Memory> Consumer<M> {
         let second = self.memory.word(self.offset + 8).load(Relaxed);
         match Shape::read(second, self.next.position, self.max_payload) {
             Ok(shape) if shape.size as u64 <= self.limit - self.next.position => {
-                Ok(Record { cursor: self.next, offset: self.offset, shape })
+                Ok(Record { offset: self.offset, shape })
             }
             Ok(shape) => Err(self.poison(Damage {
                 what: "record length",
@@ -165,16 +159,16 @@ impl<M: Memory> Consumer<M> {
         }
     }
 
-    /// Moves past `record`, the result of the last peek, without telling anyone yet: see [`Self::publish`].
+    /// Moves past the record of `size` bytes, the result of the last peek, without telling anyone yet: see
+    /// [`Self::publish`].
     #[inline(always)]
-    pub fn pass(&mut self, record: &Record) {
-        debug_assert_eq!(record.cursor, self.next);
-        if record.shape.size <= TAKE_LINES_UP_TO {
-            self.memory.take_lines(record.offset, record.shape.size);
+    pub fn pass(&mut self, size: usize) {
+        if size <= TAKE_LINES_UP_TO {
+            self.memory.take_lines(self.offset, size);
         }
-        self.next.position += record.shape.size as u64;
+        self.next.position += size as u64;
         self.next.sequence += 1;
-        self.offset += record.shape.size;
+        self.offset += size;
         if self.offset >= self.memory.capacity() {
             self.offset -= self.memory.capacity();
         }
@@ -194,8 +188,8 @@ impl<M: Memory> Consumer<M> {
 
     /// [`Self::pass`] and [`Self::publish`].
     #[inline(always)]
-    pub fn release(&mut self, record: &Record) {
-        self.pass(record);
+    pub fn release(&mut self, size: usize) {
+        self.pass(size);
         self.publish();
     }
 
@@ -206,6 +200,7 @@ impl<M: Memory> Consumer<M> {
         self.offset = (to.position % self.capacity) as usize;
     }
 
+    #[cold]
     fn publish_head(&mut self) {
         let control = self.memory.control();
         let cursor = Cursor { position: self.released, sequence: self.next.sequence };
@@ -244,7 +239,7 @@ impl<M: Memory> Consumer<M> {
     }
 
     /// No record at the position: the rare things that must be looked at sooner or later.
-    #[inline]
+    #[cold]
     fn nothing(&mut self) -> Nothing {
         if self.head != self.released {
             self.publish_head();
@@ -296,6 +291,7 @@ impl<M: Memory> Consumer<M> {
         self.poison(Damage { what: "commit word", position: self.next.position, found: found.min(1), expected })
     }
 
+    #[cold]
     fn poison(&mut self, damage: Damage) -> Nothing {
         self.limit = 0;
         self.damage = Some(damage.clone());

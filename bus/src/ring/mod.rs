@@ -64,6 +64,10 @@ impl Shape {
                 expected: "at most half the capacity",
             });
         }
+        if flags == 0 {
+            // Almost always. Apart, so that the next record's place waits for the length alone.
+            return Ok(Shape { flags, length, size: record_size(length) });
+        }
         if flags & !FLAGS_KNOWN != 0 {
             return Err(Damage {
                 what: "record flags",
