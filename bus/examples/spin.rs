@@ -14,7 +14,7 @@ fn main() {
         let n = 20_000_000u32 / chunk;
         for _ in 0..n {
             for _ in 0..chunk { s.try_send(&pay).unwrap(); }
-            for _ in 0..chunk { let m = c.peek().unwrap(); std::hint::black_box(m.len()); c.release(); }
+            for _ in 0..chunk { let m = c.peek().unwrap(); std::hint::black_box(m.len()); m.release(); }
         }
         println!("{size} chunk {chunk}: {:.2} ns", t.elapsed().as_nanos() as f64 / 20e6);
         let t = Instant::now();
@@ -30,7 +30,7 @@ fn main() {
             for _ in 0..1000 { s.try_send(&pay).unwrap(); }
             ts += t.elapsed().as_nanos();
             let t = Instant::now();
-            for _ in 0..1000 { let m = c.peek().unwrap(); std::hint::black_box(m.len()); c.release(); }
+            for _ in 0..1000 { let m = c.peek().unwrap(); std::hint::black_box(m.len()); m.release(); }
             tr += t.elapsed().as_nanos();
         }
         println!("  send {:.2} recv {:.2}", ts as f64/20e6, tr as f64/20e6);

@@ -49,31 +49,23 @@ impl FairReceiver {
         &self.receivers
     }
 
-    /// The next message and the index of its receiver; it stays in its ring until [`FairReceiver::release`].
+    /// The next message and the index of its receiver; it stays in its ring until
+    /// [`Message::release`].
     ///
     /// `Empty` if no ring has one; `Closed` if all rings are closed and empty. A ring that cannot be used is
     /// told once, with its path in the error, and passed over from then on.
     pub fn peek(&mut self) -> Result<(usize, Message<'_>), TryRecvError> {
         let index = self.find()?;
+        self.left = self.left.saturating_sub(1);
         let message = self.receivers[index].peek()?;
         Ok((index, message))
-    }
-
-    /// Releases the message that was peeked last.
-    pub fn release(&mut self) -> bool {
-        let Some(receiver) = self.receivers.get_mut(self.turn) else { return false };
-        let released = receiver.release();
-        if released {
-            self.left = self.left.saturating_sub(1);
-        }
-        released
     }
 
     /// Copies the next message into `buffer`, releases it; returns its receiver's index and its length.
     pub fn try_recv(&mut self, buffer: &mut [u8]) -> Result<(usize, usize), TryRecvError> {
         let (index, message) = self.peek()?;
         let length = message.copy_to(buffer)?;
-        self.release();
+        message.release();
         Ok((index, length))
     }
 

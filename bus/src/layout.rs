@@ -396,6 +396,12 @@ impl CursorSlots {
         next
     }
 
+    /// What slot 0 or 1 says; for the cursor's only writer.
+    pub fn slot(&self, slot: usize) -> Cursor {
+        let Slot { position, sequence } = &self.slots[slot & 1];
+        Cursor { position: position.load(Relaxed), sequence: sequence.load(Relaxed) } // its own stores
+    }
+
     /// Sets both slots; only before the ring has a name.
     pub fn initialise(&self, cursor: Cursor) {
         for slot in &self.slots {

@@ -19,19 +19,20 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Receiver {
     consumer: Consumer<Mapped>,
-    /// Bytes of the record that was peeked and not released, else 0.
-    peeked: usize,
     waiter: Waiter,
     ring: Ring,
     _role: RoleLock,
 }
 
-/// One message, read in place. It stays in the ring until [`Receiver::release`].
+/// A message, read in place. It stays in the ring until [`Message::release`]: dropped without, it is the next
+/// message again.
 #[derive(Debug)]
 pub struct Message<'a> {
-    memory: &'a Mapped,
-    cursor: Cursor,
+    consumer: &'a mut Consumer<Mapped>,
     record: Record,
+    cursor: Cursor,
+    /// Of a batch, which releases it.
+    in_batch: bool,
 }
 
 impl Receiver {
@@ -42,7 +43,7 @@ impl Receiver {
         let gate = if ring.kind() == Kind::Local { Gate::CommitWord } else { Gate::Tail };
         let consumer = Consumer::attach(memory, ring.header().nonce, gate, fence).map_err(|d| ring.damaged(d))?;
         let waiter = Waiter { spin: wait::DEFAULT_SPIN };
-        Ok(Receiver { consumer, peeked: 0, waiter, ring, _role: role })
+        Ok(Receiver { consumer, waiter, ring, _role: role })
     }
 
     /// The ring that it reads.
@@ -65,37 +66,24 @@ impl Receiver {
     pub fn peek(&mut self) -> Result<Message<'_>, TryRecvError> {
         match self.consumer.peek() {
             Ok(record) => {
-                self.peeked = record.shape.size;
-                Ok(Message { cursor: self.consumer.next(), memory: self.consumer.memory(), record })
+                let cursor = self.consumer.next();
+                Ok(Message { consumer: &mut self.consumer, record, cursor, in_batch: false })
             }
-            Err(nothing) => Err(self.nothing(nothing)),
-        }
-    }
-
-    /// Releases the message that was peeked: it is received, and its room is free. False if none was peeked
-    /// since the last release.
-    #[inline(always)]
-    pub fn release(&mut self) -> bool {
-        match std::mem::take(&mut self.peeked) {
-            0 => false,
-            size => {
-                self.consumer.release(size);
-                true
-            }
+            Err(nothing) => Err(nothing_to_error(&self.ring, nothing)),
         }
     }
 
     /// Copies the next message into `buffer`, releases it, and returns its length in bytes.
     #[inline(always)]
     pub fn try_recv(&mut self, buffer: &mut [u8]) -> Result<usize, TryRecvError> {
-        let length = self.peek()?.copy_to(buffer)?;
-        self.release();
+        let message = self.peek()?;
+        let length = message.copy_to(buffer)?;
+        message.release();
         Ok(length)
     }
 
     /// Up to `max` messages, released together when the guard goes. On a panic, as on a kill, none of them is.
     pub fn recv_batch(&mut self, max: usize) -> Batch<'_> {
-        self.peeked = 0;
         let begun = self.consumer.next();
         Batch { receiver: self, begun, left: max }
     }
@@ -121,9 +109,9 @@ impl Receiver {
             // Before it says that nothing came: is nothing there, or is the ring unusable?
             (None, Nothing::Empty) => {
                 let nothing = self.consumer.look_closely();
-                Err(self.nothing(nothing))
+                Err(nothing_to_error(&self.ring, nothing))
             }
-            (_, nothing) => Err(self.nothing(nothing)),
+            (_, nothing) => Err(nothing_to_error(&self.ring, nothing)),
         }
     }
 
@@ -131,19 +119,33 @@ impl Receiver {
     pub(crate) fn with_signal<T>(&self, act: impl FnOnce(&AtomicU32) -> T) -> T {
         act(&self.consumer.memory().control().receiver_signal.word)
     }
+}
 
-    #[cold]
-    fn nothing(&self, nothing: Nothing) -> TryRecvError {
-        match nothing {
-            Nothing::Empty => TryRecvError::Empty,
-            Nothing::Closed => TryRecvError::Closed,
-            Nothing::Forked => TryRecvError::Failed(Box::new(Error::Forked)),
-            Nothing::Damaged(damage) => TryRecvError::Failed(Box::new(self.ring.damaged(damage))),
-        }
+#[cold]
+fn nothing_to_error(ring: &Ring, nothing: Nothing) -> TryRecvError {
+    match nothing {
+        Nothing::Empty => TryRecvError::Empty,
+        Nothing::Closed => TryRecvError::Closed,
+        Nothing::Forked => TryRecvError::Failed(Box::new(Error::Forked)),
+        Nothing::Damaged(damage) => TryRecvError::Failed(Box::new(ring.damaged(damage))),
     }
 }
 
 impl Message<'_> {
+    /// Releases the message: it is received, its room is free, and no restart shows it again. A message of a
+    /// batch is released with its batch.
+    #[inline(always)]
+    pub fn release(self) {
+        if !self.in_batch {
+            self.consumer.release(self.record.shape.size);
+        }
+    }
+
+    #[inline(always)]
+    fn memory(&self) -> &Mapped {
+        self.consumer.memory()
+    }
+
     /// Payload bytes.
     pub fn len(&self) -> usize {
         self.record.shape.length
@@ -179,7 +181,7 @@ impl Message<'_> {
         let before = (flags & (flag - 1)).count_ones() as usize;
         let at = self.record.offset + RECORD_HEADER + 8 * before;
         // Relaxed: ordered by the Acquire of the commit word in Consumer::peek.
-        (flags & flag != 0).then(|| self.memory.word(at).load(Relaxed))
+        (flags & flag != 0).then(|| self.memory().word(at).load(Relaxed))
     }
 
     /// Copies the payload to the front of `buffer` and returns its length. Checks the CRC, if there is one, on
@@ -190,7 +192,7 @@ impl Message<'_> {
         let Some(to) = buffer.get_mut(..needed) else {
             return Err(TryRecvError::TooShort { needed });
         };
-        self.memory.read(self.record.payload(), to);
+        self.memory().read(self.record.payload(), to);
         if self.record.shape.flags & FLAG_CRC32C != 0 && self.crc() != Some(crc32c::crc32c(to)) {
             return Err(TryRecvError::BadCrc { sequence: self.cursor.sequence });
         }
@@ -202,14 +204,14 @@ impl Message<'_> {
     pub fn read_at(&self, offset: usize, buffer: &mut [u8]) -> usize {
         let length = self.len().saturating_sub(offset).min(buffer.len());
         if length > 0 {
-            self.memory.read(self.record.payload() + offset, &mut buffer[..length]);
+            self.memory().read(self.record.payload() + offset, &mut buffer[..length]);
         }
         length
     }
 
     /// True unless the message has a CRC and its payload in the ring does not match it.
     pub fn crc_matches(&self) -> bool {
-        self.crc().is_none_or(|crc| crc == crc_of(self.memory, self.record.payload(), self.len()))
+        self.crc().is_none_or(|crc| crc == crc_of(self.memory(), self.record.payload(), self.len()))
     }
 
     /// The payload in place.
@@ -220,13 +222,13 @@ impl Message<'_> {
     /// and [`Message::read_at`] have no such condition.
     #[inline]
     pub unsafe fn as_slice(&self) -> &[u8] {
-        let at = self.memory.at(self.record.payload());
+        let at = self.memory().at(self.record.payload());
         // SAFETY: a checked record lies inside the mapping; unchanged by the caller's promise.
         unsafe { std::slice::from_raw_parts(at.as_ptr(), self.len()) }
     }
 }
 
-/// Messages that are released together, see [`Receiver::recv_batch`].
+/// Messages that are received together, see [`Receiver::recv_batch`].
 #[derive(Debug)]
 pub struct Batch<'a> {
     receiver: &'a mut Receiver,
@@ -248,7 +250,7 @@ impl Batch<'_> {
         self.left -= 1;
         let cursor = consumer.next();
         consumer.pass(record.shape.size);
-        Some(Message { cursor, memory: consumer.memory(), record })
+        Some(Message { consumer, record, cursor, in_batch: true })
     }
 }
 

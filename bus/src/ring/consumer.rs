@@ -44,15 +44,18 @@ impl Record {
 /// After this many messages without an empty poll the consumer is in the midst of a burst: an empty poll then
 /// pauses a moment, which lets the producer run ahead by some lines instead of fighting for one. Waiting for a
 /// single message never pauses.
-const BURST: u32 = 16;
+const BURST: u64 = 16;
 /// PAUSE instructions after an empty poll in the midst of a burst.
 const PAUSES: u32 = 16;
-/// Lines are taken for writing up to this record size: above it the store traffic costs more than it saves.
-const TAKE_LINES_UP_TO: usize = 512;
+/// The head is published so many times a lap, and when the ring is found empty.
+const HEAD_PER_LAP: u64 = 16;
 /// Every so many empty polls in a row the consumer looks at the tail cursor, to notice damage and forks.
 const LOOK_EVERY: u32 = 1 << 12;
 
 /// Process-local state of the consumer; the shared state is all in the memory.
+///
+/// Few fields change per message: a store is held up while an earlier one waits for a cache line that the
+/// producer has, and the processor's queue of such stores bounds how many lines are under way at once.
 #[derive(Debug)]
 pub(crate) struct Consumer<M> {
     memory: M,
@@ -60,23 +63,23 @@ pub(crate) struct Consumer<M> {
     capacity: u64,
     max_payload: usize,
     gate: Gate,
-    /// Where the next record begins; its offset in the data area is `offset` = position mod capacity.
-    next: Cursor,
+    /// The next record: its offset in the data area, its sequence. Its position is `lap` + `offset`.
     offset: usize,
+    lap: u64,
+    sequence: u64,
     /// Records below this position may be read: u64::MAX behind a commit word, the tail as last read behind a
     /// tail cursor, 0 once damaged.
     limit: u64,
     /// The current slots of the released and head cursors.
     released_slot: usize,
     head_slot: usize,
-    /// Up to where `released` and `head` are published.
-    released: u64,
+    /// Up to where the head is published, and from where on it is due again.
     head: u64,
-    /// Publish the head each so many bytes.
-    head_step: u64,
+    head_due: u64,
     /// Fence before looking whether a sender sleeps.
     fence: bool,
-    burst: u32,
+    /// The sequence at the last empty poll.
+    burst_begun: u64,
     empty_polls: u32,
     damage: Option<Damage>,
 }
@@ -92,25 +95,30 @@ impl<M: Memory> Consumer<M> {
         // ahead of it, by at most one batch; no further than a capacity either way.
         let tail = control.producer.tail.furthest();
         if next.position.abs_diff(tail) > capacity {
-            return Err(Damage { what: "released", position: next.position, found: tail,
-                expected: "a tail at most one capacity away" });
+            return Err(Damage {
+                what: "released",
+                position: next.position,
+                found: tail,
+                expected: "a tail at most one capacity away",
+            });
         }
         let (head_slot, head) = control.head.cursor.recover();
+        let offset = (next.position % capacity) as usize;
         let mut consumer = Consumer {
             nonce,
             capacity,
             max_payload: max_payload(capacity),
             gate,
-            next,
-            offset: (next.position % capacity) as usize,
+            offset,
+            lap: next.position - offset as u64,
+            sequence: next.sequence,
             limit: if gate == Gate::CommitWord { u64::MAX } else { next.position },
             released_slot,
             head_slot,
-            released: next.position,
             head: head.position,
-            head_step: capacity / 16,
+            head_due: next.position + capacity / HEAD_PER_LAP,
             fence,
-            burst: 0,
+            burst_begun: next.sequence,
             empty_polls: 0,
             damage: None,
             memory,
@@ -126,32 +134,37 @@ impl<M: Memory> Consumer<M> {
         &self.memory
     }
 
+    #[inline(always)]
+    fn position(&self) -> u64 {
+        self.lap + self.offset as u64
+    }
+
     /// Position and sequence of the next message.
+    #[inline(always)]
     pub fn next(&self) -> Cursor {
-        self.next
+        Cursor { position: self.position(), sequence: self.sequence }
     }
 
     /// The next record, which stays in the ring until [`Self::release`].
     #[inline(always)]
     pub fn peek(&mut self) -> Result<Record, Nothing> {
-        if self.next.position >= self.limit {
+        let position = self.position();
+        if position >= self.limit {
             self.raise_limit()?;
         }
         // Acquire: partner of the commit word's Release in Producer::commit_quietly; behind a tail cursor the
         // Acquire of the tail in raise_limit did it already.
         let word = self.memory.word(self.offset).load(Acquire);
-        if word != commit_word(self.next.position, self.nonce) {
+        if word != commit_word(position, self.nonce) {
             return Err(self.nothing());
         }
         // Relaxed: ordered by the Acquire above. Read once: the word may change at any time.
         let second = self.memory.word(self.offset + 8).load(Relaxed);
-        match Shape::read(second, self.next.position, self.max_payload) {
-            Ok(shape) if shape.size as u64 <= self.limit - self.next.position => {
-                Ok(Record { offset: self.offset, shape })
-            }
+        match Shape::read(second, position, self.max_payload) {
+            Ok(shape) if shape.size as u64 <= self.limit - position => Ok(Record { offset: self.offset, shape }),
             Ok(shape) => Err(self.poison(Damage {
                 what: "record length",
-                position: self.next.position,
+                position,
                 found: shape.length as u64,
                 expected: "a record that ends at or before the published tail",
             })),
@@ -163,25 +176,22 @@ impl<M: Memory> Consumer<M> {
     /// [`Self::publish`].
     #[inline(always)]
     pub fn pass(&mut self, size: usize) {
-        if size <= TAKE_LINES_UP_TO {
-            self.memory.take_lines(self.offset, size);
-        }
-        self.next.position += size as u64;
-        self.next.sequence += 1;
+        self.memory.take_lines(self.offset, size);
+        self.sequence += 1;
         self.offset += size;
         if self.offset >= self.memory.capacity() {
             self.offset -= self.memory.capacity();
+            self.lap += self.capacity;
         }
-        self.burst = self.burst.saturating_add(1);
     }
 
     /// Stores the released cursor, after which no restart shows the messages passed again; now and then also
     /// the head, from which the producer learns of free space.
     #[inline(always)]
     pub fn publish(&mut self) {
-        self.released = self.next.position;
-        self.released_slot = self.memory.control().released.cursor.store(self.released_slot, self.next);
-        if self.next.position - self.head >= self.head_step {
+        let next = self.next();
+        self.released_slot = self.memory.control().released.cursor.store(self.released_slot, next);
+        if next.position >= self.head_due {
             self.publish_head();
         }
     }
@@ -195,16 +205,18 @@ impl<M: Memory> Consumer<M> {
 
     /// Forgets what was passed since the last publication: it will be handed out again.
     pub fn take_back(&mut self, to: Cursor) {
-        debug_assert!(to.position >= self.released && to.position <= self.next.position);
-        self.next = to;
         self.offset = (to.position % self.capacity) as usize;
+        self.lap = to.position - self.offset as u64;
+        self.sequence = to.sequence;
     }
 
+    /// Tells the producer what `released` says.
     #[cold]
     fn publish_head(&mut self) {
         let control = self.memory.control();
-        let cursor = Cursor { position: self.released, sequence: self.next.sequence };
-        self.head = self.released;
+        let cursor = control.released.cursor.slot(self.released_slot);
+        self.head = cursor.position;
+        self.head_due = cursor.position.saturating_add(self.capacity / HEAD_PER_LAP);
         self.head_slot = control.head.cursor.store(self.head_slot, cursor);
         compiler_barrier();
         if self.fence {
@@ -223,13 +235,14 @@ impl<M: Memory> Consumer<M> {
             return Err(Nothing::Damaged(damage.clone()));
         }
         let tail = self.memory.control().producer.tail.furthest();
-        if tail == self.next.position {
+        let position = self.position();
+        if tail == position {
             return Err(self.nothing());
         }
-        if tail < self.next.position || tail - self.next.position > self.capacity || tail % 8 != 0 {
+        if tail < position || tail - position > self.capacity || tail % 8 != 0 {
             return Err(self.poison(Damage {
                 what: "tail",
-                position: self.next.position,
+                position: self.position(),
                 found: tail,
                 expected: "a multiple of 8, at most one capacity ahead of the consumer",
             }));
@@ -241,17 +254,17 @@ impl<M: Memory> Consumer<M> {
     /// No record at the position: the rare things that must be looked at sooner or later.
     #[cold]
     fn nothing(&mut self) -> Nothing {
-        if self.head != self.released {
+        if self.head != self.memory.control().released.cursor.slot(self.released_slot).position {
             self.publish_head();
         }
-        if self.burst >= BURST {
+        if self.sequence - self.burst_begun >= BURST {
             for _ in 0..PAUSES {
                 core::hint::spin_loop();
             }
         }
-        self.burst = 0;
+        self.burst_begun = self.sequence;
         self.empty_polls = self.empty_polls.wrapping_add(1);
-        let promised = self.gate == Gate::Tail && self.next.position < self.limit;
+        let promised = self.gate == Gate::Tail && self.position() < self.limit;
         if !promised && !self.empty_polls.is_multiple_of(LOOK_EVERY) {
             // Relaxed: the Acquire of `seal` follows where it matters.
             if self.memory.control().receiver_signal.word.load(Relaxed) & SIGNAL_CLOSED == 0 {
@@ -270,25 +283,25 @@ impl<M: Memory> Consumer<M> {
         let control = self.memory.control();
         // Acquire: partner of the Release in close; the sealed tail is final, and so are the records below it.
         let seal = control.seal.end.load(Acquire);
-        if seal & SEALED != 0 && self.next.position >= seal & !SEALED {
+        if seal & SEALED != 0 && self.position() >= seal & !SEALED {
             return Nothing::Closed;
         }
         let tail = control.producer.tail.furthest();
         let expected = match self.gate {
             // A tail past our position promises a record here: its commit word was stored before the tail.
-            Gate::CommitWord if tail > self.next.position => {
+            Gate::CommitWord if tail > self.position() => {
                 // Acquire: as in peek.
                 let word = self.memory.word(self.offset).load(Acquire);
-                if word == commit_word(self.next.position, self.nonce) {
+                if word == commit_word(self.position(), self.nonce) {
                     return Nothing::Empty; // it has just come; the next peek finds it
                 }
                 "a record here, since the tail is past it"
             }
-            Gate::Tail if self.next.position < self.limit => "a record here, since the published tail is past it",
+            Gate::Tail if self.position() < self.limit => "a record here, since the published tail is past it",
             _ => return Nothing::Empty,
         };
         let found = self.memory.word(self.offset).load(Relaxed); // for the report only
-        self.poison(Damage { what: "commit word", position: self.next.position, found: found.min(1), expected })
+        self.poison(Damage { what: "commit word", position: self.position(), found: found.min(1), expected })
     }
 
     #[cold]

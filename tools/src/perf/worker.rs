@@ -185,7 +185,7 @@ pub fn take(receiver: &mut Receiver) -> Result<u64> {
                 let bytes = unsafe { message.as_slice() };
                 let sum = bytes.chunks(64).fold(0u64, |sum, line| sum.wrapping_add(u64::from(line[0])));
                 std::hint::black_box(sum);
-                receiver.release();
+                message.release();
                 return Ok(sum);
             }
             Err(TryRecvError::Empty) => {}
