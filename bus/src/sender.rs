@@ -86,7 +86,7 @@ impl Sender {
     pub fn try_send(&mut self, payload: &[u8]) -> Result<(), TrySendError> {
         let begun = self.begin(payload.len())?;
         self.producer.memory().write(begun.payload(), payload);
-        self.extend(&begun, payload.len());
+        self.extend(begun, payload.len());
         self.producer.commit(begun, payload.len());
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Sender {
             self.producer.memory().write(at, part);
             at += part.len();
         }
-        self.extend(&begun, length);
+        self.extend(begun, length);
         self.producer.commit(begun, length);
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Sender {
             match batch.sender.begin(payload.len()) {
                 Ok(begun) => {
                     batch.sender.producer.memory().write(begun.payload(), payload);
-                    batch.sender.extend(&begun, payload.len());
+                    batch.sender.extend(begun, payload.len());
                     batch.sender.producer.commit_quietly(begun, payload.len());
                     accepted += 1;
                 }
@@ -184,14 +184,14 @@ impl Sender {
 
     /// Stores the extensions, if there are any, of a record whose payload is in place.
     #[inline(always)]
-    fn extend(&self, begun: &Begun, length: usize) {
+    fn extend(&self, begun: Begun, length: usize) {
         if self.producer.flags() != 0 {
             self.store_extensions(begun, length);
         }
     }
 
     #[cold]
-    fn store_extensions(&self, begun: &Begun, length: usize) {
+    fn store_extensions(&self, begun: Begun, length: usize) {
         let flags = self.producer.flags();
         let mut index = 0;
         for flag in [FLAG_TIMESTAMP, FLAG_TRACE_ID, FLAG_CRC32C] {
@@ -244,8 +244,8 @@ pub struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    fn begun(&self) -> &Begun {
-        self.begun.as_ref().expect("taken by commit only, which ends the reservation")
+    fn begun(&self) -> Begun {
+        self.begun.expect("taken by commit only, which ends the reservation")
     }
 
     /// Bytes reserved.
@@ -300,7 +300,7 @@ impl Reservation<'_> {
     pub fn commit_first(mut self, length: usize) {
         assert!(length <= self.len(), "{length} bytes of a reservation of {}", self.len());
         let begun = self.begun.take().expect("taken here only");
-        self.sender.extend(&begun, length);
+        self.sender.extend(begun, length);
         self.sender.producer.commit(begun, length);
     }
 }

@@ -173,27 +173,36 @@ impl Memory for Mapped {
 /// Both ranges valid for `length` bytes, not overlapping.
 #[inline(always)]
 unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
-    /// Copies one `T` at the front and one at the back, which overlap unless `length` is twice its size.
+    /// Copies a `T` at the front and one at the back, which overlap unless `length` is twice the size.
     #[inline(always)]
     unsafe fn ends<T>(from: *const u8, to: *mut u8, length: usize) {
         let back = length - size_of::<T>();
         // SAFETY: size of T <= length <= 2 × size of T, by the caller's match. Unaligned on purpose.
         unsafe {
-            let (first, last) = (from.cast::<T>().read_unaligned(), from.add(back).cast::<T>().read_unaligned());
+            let first = from.cast::<T>().read_unaligned();
+            let last = from.add(back).cast::<T>().read_unaligned();
             to.cast::<T>().write_unaligned(first);
             to.add(back).cast::<T>().write_unaligned(last);
         }
     }
+    #[cfg(target_arch = "x86_64")]
+    use core::arch::x86_64::__m128i as Sixteen;
+    #[cfg(not(target_arch = "x86_64"))]
+    type Sixteen = u128;
     // SAFETY: the caller's ranges; each arm stays within `length`.
     unsafe {
         match length {
-            32..=64 => ends::<[u128; 2]>(from, to, length),
-            16..=31 => ends::<u128>(from, to, length),
-            8..=15 => ends::<u64>(from, to, length),
-            4..=7 => ends::<u32>(from, to, length),
-            2..=3 => ends::<u16>(from, to, length),
-            1 => to.write(from.read()),
             0 => {}
+            1 => to.write(from.read()),
+            2..=3 => ends::<u16>(from, to, length),
+            4..=7 => ends::<u32>(from, to, length),
+            8..=15 => ends::<u64>(from, to, length),
+            16..=31 => ends::<Sixteen>(from, to, length),
+            32..=64 => {
+                ends::<Sixteen>(from, to, 32);
+                let back = length - 32;
+                ends::<Sixteen>(from.add(back), to.add(back), 32);
+            }
             _ => core::ptr::copy_nonoverlapping(from, to, length),
         }
     }

@@ -23,9 +23,10 @@ pub(crate) struct Producer<M> {
     nonce: u64,
     capacity: u64,
     max_payload: usize,
-    /// Where the next record begins; its offset in the data area is `offset` = position mod capacity.
-    tail: Cursor,
+    /// The next record: its offset in the data area, its sequence. Its position is `lap` + `offset`.
     offset: usize,
+    lap: u64,
+    sequence: u64,
     /// The tail may grow up to here: the consumer's last known position + capacity. 0 once damaged, so that
     /// every call takes the slow path.
     limit: u64,
@@ -42,7 +43,7 @@ pub(crate) struct Producer<M> {
 }
 
 /// One reserved record: where it lies. Made by [`Producer::begin`], used up by [`Producer::commit`].
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Begun {
     /// Offset of the record in the data area.
     offset: usize,
@@ -84,12 +85,14 @@ impl<M: Memory> Producer<M> {
             return Err(Damage { what: "released", position: found.position, found: released,
                 expected: "a position up to the tail" });
         }
+        let offset = (found.position % capacity) as usize;
         let mut producer = Producer {
             nonce,
             capacity,
             max_payload: max_payload(capacity),
-            tail: found,
-            offset: (found.position % capacity) as usize,
+            offset,
+            lap: found.position - offset as u64,
+            sequence: found.sequence,
             limit: released + capacity,
             seen_head: released,
             slot,
@@ -115,8 +118,14 @@ impl<M: Memory> Producer<M> {
     }
 
     /// Position and sequence of the next message.
+    #[inline(always)]
     pub fn tail(&self) -> Cursor {
-        self.tail
+        Cursor { position: self.position(), sequence: self.sequence }
+    }
+
+    #[inline(always)]
+    fn position(&self) -> u64 {
+        self.lap + self.offset as u64
     }
 
     pub fn max_payload(&self) -> usize {
@@ -142,12 +151,12 @@ impl<M: Memory> Producer<M> {
             return Err(Refusal::TooLong);
         }
         let size = record_size(self.extension + length);
-        if self.tail.position + size as u64 > self.limit {
+        if self.position() + size as u64 > self.limit {
             self.make_room(size as u64)?;
         }
         let control = self.memory.control();
         // Relaxed: a closer orders this store before the load below by membarrier, or we by the fence.
-        control.producer.started.store(self.tail.sequence + 1, Relaxed);
+        control.producer.started.store(self.sequence + 1, Relaxed);
         self.order_stores_before_loads();
         // Relaxed: only the bit matters; nothing is read through it.
         if control.receiver_signal.word.load(Relaxed) & SIGNAL_CLOSED != 0 {
@@ -158,7 +167,7 @@ impl<M: Memory> Producer<M> {
 
     /// Stores extension number `index`, in flag order.
     #[inline(always)]
-    pub fn extend(&self, begun: &Begun, index: usize, value: u64) {
+    pub fn extend(&self, begun: Begun, index: usize, value: u64) {
         // Relaxed: published by the commit word.
         self.memory.word(begun.offset + RECORD_HEADER + 8 * index).store(value, Relaxed);
     }
@@ -180,14 +189,14 @@ impl<M: Memory> Producer<M> {
         let second = length as u64 | u64::from(self.flags) << 32;
         // Relaxed: published by the commit word.
         self.memory.word(begun.offset + 8).store(second, Relaxed);
-        let word = commit_word(self.tail.position, self.nonce);
+        let word = commit_word(self.position(), self.nonce);
         // Release: header, extensions and payload before it. Partner: Acquire in Consumer::peek, roll_forward.
         self.memory.word(begun.offset).store(word, Release);
-        self.tail.position += size as u64;
-        self.tail.sequence += 1;
+        self.sequence += 1;
         self.offset += size;
         if self.offset >= self.memory.capacity() {
             self.offset -= self.memory.capacity();
+            self.lap += self.capacity;
         }
     }
 
@@ -195,7 +204,7 @@ impl<M: Memory> Producer<M> {
     #[inline(always)]
     pub fn finish(&mut self) {
         let control = self.memory.control();
-        self.slot = control.producer.tail.store(self.slot, self.tail);
+        self.slot = control.producer.tail.store(self.slot, self.tail());
         self.order_stores_before_loads();
         // Relaxed: a sleeper orders its raised bit against our commit by membarrier, or we by the fence.
         if control.receiver_signal.word.load(Relaxed) != 0 {
@@ -206,7 +215,7 @@ impl<M: Memory> Producer<M> {
     /// Gives the record up; nothing was written that anybody believes.
     pub fn abort(&mut self, _begun: Begun) {
         // Release: so that a closer that sees it also sees the tail cursor.
-        self.memory.control().producer.started.store(self.tail.sequence, Release);
+        self.memory.control().producer.started.store(self.sequence, Release);
     }
 
     #[inline(always)]
@@ -230,16 +239,16 @@ impl<M: Memory> Producer<M> {
         // In the midst of a batch the tail cursor lags. It must not lag by more than what the old limit
         // allowed, or a successor would roll forward from records that have been overwritten since.
         let control = self.memory.control();
-        self.slot = control.producer.tail.store(self.slot, self.tail);
-        let wanted = self.tail.position + size;
+        self.slot = control.producer.tail.store(self.slot, self.tail());
+        let wanted = self.position() + size;
         let mut head = control.head.cursor.furthest();
         if wanted > head.saturating_add(self.capacity) {
             head = head.max(control.released.cursor.furthest());
         }
-        if head < self.seen_head || head > self.tail.position {
+        if head < self.seen_head || head > self.position() {
             return Err(Refusal::Damaged(self.poison(Damage {
                 what: "consumer's position",
-                position: self.tail.position,
+                position: self.position(),
                 found: head,
                 expected: "a position that never goes back and is at most the tail",
             })));
@@ -266,7 +275,7 @@ impl<M: Memory> Producer<M> {
     #[cold]
     fn closed(&mut self) -> Refusal {
         // As in abort.
-        self.memory.control().producer.started.store(self.tail.sequence, Release);
+        self.memory.control().producer.started.store(self.sequence, Release);
         if self.memory.forked() { Refusal::Forked } else { Refusal::Closed }
     }
 
@@ -283,7 +292,7 @@ impl<M: Memory> Producer<M> {
     pub fn has_room(&mut self, length: usize) -> bool {
         let size = record_size(self.extension + length) as u64;
         length > self.max_payload
-            || self.tail.position + size <= self.limit
+            || self.position() + size <= self.limit
             || !matches!(self.make_room(size), Err(Refusal::Full))
     }
 }
