@@ -31,9 +31,10 @@
 //!   0x500  (unused, zero, up to data_offset)
 //! ```
 //!
-//! A cursor is a position and the sequence that belongs to it, which must not tear. It is two slots;
-//! a store goes to the slot that is not current, the position first and then the sequence, and the slot
-//! with the higher sequence is current:
+//! A cursor is a position and the sequence that belongs to it, which must not tear. It is two slots, of
+//! which the one with the higher sequence is in force. A store goes to the other one, the position first and
+//! then the sequence. After a single message that is the slot of the sequence's parity; after any other step
+//! both slots are written, the one not in force first:
 //!
 //! ```text
 //!    0               8               16              24              32
@@ -347,27 +348,31 @@ pub const fn max_payload(capacity: u64) -> usize {
 }
 
 impl CursorSlots {
-    /// Which slot is current, and what it says. Reads each word once. For the cursor's only writer (a
-    /// predecessor that was killed between the two stores left its new position in the slot that is not
-    /// current); others use [`CursorSlots::read`].
-    pub fn recover(&self) -> (usize, Cursor) {
-        let sequences = [0, 1].map(|s: usize| self.slots[s].sequence.load(Acquire)); // partner: Release in store
+    /// The slot with the higher sequence, and what it says. Reads each word once. For the cursor's only writer
+    /// (a predecessor that was killed between the two stores of the other slot leaves that one behind); others
+    /// use [`CursorSlots::read`].
+    fn current(&self) -> (u64, Cursor) {
+        let sequences = [0, 1].map(|s: usize| self.slots[s].sequence.load(Acquire)); // partner: Release in put
         let current = usize::from(sequences[1] > sequences[0]);
         let position = self.slots[current].position.load(Acquire);
-        let sequence = sequences[current];
-        (current, Cursor { position, sequence })
+        (current as u64, Cursor { position, sequence: sequences[current] })
+    }
+
+    /// What the cursor says, for its only writer.
+    pub fn recover(&self) -> Cursor {
+        self.current().1
     }
 
     /// A position and its sequence that belong together, while the writer goes on. `None` if the writer was
     /// faster several times over, which says only: try again.
     pub fn read(&self) -> Option<Cursor> {
         for _ in 0..16 {
-            let (current, cursor) = self.recover();
+            let (current, cursor) = self.current();
             // The writer reaches the current slot's position again only after it has stored a higher
             // sequence into the other slot: unchanged sequences mean that the position was not torn.
-            // Partner of the Acquire load of the position: Release of the position in store.
-            let other = self.slots[1 - current].sequence.load(Acquire);
-            let same = self.slots[current].sequence.load(Acquire);
+            // Partner of the Acquire load of the position: Release of the position in put.
+            let other = self.slots[1 - current as usize].sequence.load(Acquire);
+            let same = self.slots[current as usize].sequence.load(Acquire);
             if other <= cursor.sequence && same == cursor.sequence {
                 return Some(cursor);
             }
@@ -379,27 +384,35 @@ impl CursorSlots {
     /// and positions only grow.
     #[inline]
     pub fn furthest(&self) -> u64 {
-        let [a, b] = [0, 1].map(|s: usize| self.slots[s].position.load(Acquire)); // partner: Release in store
+        let [a, b] = [0, 1].map(|s: usize| self.slots[s].position.load(Acquire)); // partner: Release in put
         a.max(b)
     }
 
-    /// Makes `cursor` current by writing the slot that is not: `slot` is the current one. Returns the new
-    /// current slot. A kill between the two stores leaves the old cursor in force.
+    /// Writes one slot, chosen by the parity of `parity`. A kill between the two stores leaves the other slot in
+    /// force, if that one was.
     #[inline(always)]
-    pub fn store(&self, slot: usize, cursor: Cursor) -> usize {
-        let next = slot ^ 1;
+    fn put(&self, parity: u64, cursor: Cursor) {
         // Both Release. The position: whoever reads it also sees the other slot's sequence (partner: read).
-        // The sequence: whoever reads it also sees the position (partner: recover, read).
-        let to = &self.slots[next & 1];
-        to.position.store(cursor.position, Release);
-        to.sequence.store(cursor.sequence, Release);
-        next
+        // The sequence: whoever reads it also sees the position (partner: current).
+        let slot = &self.slots[(parity & 1) as usize];
+        slot.position.store(cursor.position, Release);
+        slot.sequence.store(cursor.sequence, Release);
     }
 
-    /// What slot 0 or 1 says; for the cursor's only writer.
-    pub fn slot(&self, slot: usize) -> Cursor {
-        let Slot { position, sequence } = &self.slots[slot & 1];
-        Cursor { position: position.load(Relaxed), sequence: sequence.load(Relaxed) } // its own stores
+    /// Makes `next`, one message after the last one stored, current. Its slot is the parity of its sequence,
+    /// which then is never the slot in force.
+    #[inline(always)]
+    pub fn advance(&self, next: Cursor) {
+        self.put(next.sequence, next);
+    }
+
+    /// Makes `to` current, any number of messages after the last one stored, none included. If its slot is
+    /// the one in force, the other one takes it first.
+    pub fn jump(&self, to: Cursor) {
+        if self.current().0 == to.sequence & 1 {
+            self.put(to.sequence + 1, to);
+        }
+        self.put(to.sequence, to);
     }
 
     /// Sets both slots; only before the ring has a name.

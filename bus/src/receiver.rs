@@ -260,7 +260,7 @@ impl Drop for Batch<'_> {
         if std::thread::panicking() {
             consumer.take_back(self.begun);
         } else if consumer.next() != self.begun {
-            consumer.publish();
+            consumer.release_passed();
         }
     }
 }

@@ -414,7 +414,7 @@ impl Ring {
     pub fn status(&self) -> Status {
         self.control(|c| {
             // Each cursor is consistent in itself; a writer that is too fast gives the last value that was.
-            let read = |slots: &layout::CursorSlots| slots.read().unwrap_or_else(|| slots.recover().1);
+            let read = |slots: &layout::CursorSlots| slots.read().unwrap_or_else(|| slots.recover());
             let (released, head) = (read(&c.released.cursor), read(&c.head.cursor));
             let tail = read(&c.producer.tail);
             let side = |info: &layout::InfoLine| {

@@ -231,7 +231,7 @@ struct Batch<'a> {
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        self.sender.producer.finish();
+        self.sender.producer.finish_batch();
     }
 }
 

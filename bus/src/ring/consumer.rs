@@ -70,9 +70,6 @@ pub(crate) struct Consumer<M> {
     /// Records below this position may be read: u64::MAX behind a commit word, the tail as last read behind a
     /// tail cursor, 0 once damaged.
     limit: u64,
-    /// The current slots of the released and head cursors.
-    released_slot: usize,
-    head_slot: usize,
     /// Up to where the head is published, and from where on it is due again.
     head: u64,
     head_due: u64,
@@ -89,8 +86,7 @@ impl<M: Memory> Consumer<M> {
     pub fn attach(memory: M, nonce: u64, gate: Gate, fence: bool) -> Result<Self, Damage> {
         let capacity = memory.capacity() as u64;
         let control = memory.control();
-        let (released_slot, next) = control.released.cursor.recover();
-        let next = check_cursor("released", next)?;
+        let next = check_cursor("released", control.released.cursor.recover())?;
         // Read after `released`. A producer that was killed before it stored its tail may leave the consumer
         // ahead of it, by at most one batch; no further than a capacity either way.
         let tail = control.producer.tail.furthest();
@@ -102,7 +98,7 @@ impl<M: Memory> Consumer<M> {
                 expected: "a tail at most one capacity away",
             });
         }
-        let (head_slot, head) = control.head.cursor.recover();
+        let head = control.head.cursor.recover();
         let offset = (next.position % capacity) as usize;
         let mut consumer = Consumer {
             nonce,
@@ -113,8 +109,6 @@ impl<M: Memory> Consumer<M> {
             lap: next.position - offset as u64,
             sequence: next.sequence,
             limit: if gate == Gate::CommitWord { u64::MAX } else { next.position },
-            released_slot,
-            head_slot,
             head: head.position,
             head_due: next.position + capacity / HEAD_PER_LAP,
             fence,
@@ -123,6 +117,7 @@ impl<M: Memory> Consumer<M> {
             damage: None,
             memory,
         };
+        consumer.memory.control().released.cursor.jump(next);
         // The last consumer may have been killed between a release and the head's publication.
         if head != next {
             consumer.publish_head();
@@ -173,7 +168,7 @@ impl<M: Memory> Consumer<M> {
     }
 
     /// Moves past the record of `size` bytes, the result of the last peek, without telling anyone yet: see
-    /// [`Self::publish`].
+    /// [`Self::release_passed`].
     #[inline(always)]
     pub fn pass(&mut self, size: usize) {
         self.memory.take_lines(self.offset, size);
@@ -185,22 +180,24 @@ impl<M: Memory> Consumer<M> {
         }
     }
 
-    /// Stores the released cursor, after which no restart shows the messages passed again; now and then also
-    /// the head, from which the producer learns of free space.
+    /// Moves past the record of `size` bytes, the result of the last peek, and stores the released cursor, after
+    /// which no restart shows it again; now and then also the head, from which the producer learns of free space.
     #[inline(always)]
-    pub fn publish(&mut self) {
+    pub fn release(&mut self, size: usize) {
+        self.pass(size);
         let next = self.next();
-        self.released_slot = self.memory.control().released.cursor.store(self.released_slot, next);
+        self.memory.control().released.cursor.advance(next);
         if next.position >= self.head_due {
             self.publish_head();
         }
     }
 
-    /// [`Self::pass`] and [`Self::publish`].
-    #[inline(always)]
-    pub fn release(&mut self, size: usize) {
-        self.pass(size);
-        self.publish();
+    /// Stores the released cursor after any number of passed records.
+    pub fn release_passed(&mut self) {
+        self.memory.control().released.cursor.jump(self.next());
+        if self.position() >= self.head_due {
+            self.publish_head();
+        }
     }
 
     /// Forgets what was passed since the last publication: it will be handed out again.
@@ -214,10 +211,10 @@ impl<M: Memory> Consumer<M> {
     #[cold]
     fn publish_head(&mut self) {
         let control = self.memory.control();
-        let cursor = control.released.cursor.slot(self.released_slot);
+        let cursor = control.released.cursor.recover();
         self.head = cursor.position;
         self.head_due = cursor.position.saturating_add(self.capacity / HEAD_PER_LAP);
-        self.head_slot = control.head.cursor.store(self.head_slot, cursor);
+        control.head.cursor.jump(cursor);
         compiler_barrier();
         if self.fence {
             fence(Ordering::SeqCst);
@@ -254,7 +251,7 @@ impl<M: Memory> Consumer<M> {
     /// No record at the position: the rare things that must be looked at sooner or later.
     #[cold]
     fn nothing(&mut self) -> Nothing {
-        if self.head != self.memory.control().released.cursor.slot(self.released_slot).position {
+        if self.head != self.memory.control().released.cursor.recover().position {
             self.publish_head();
         }
         if self.sequence - self.burst_begun >= BURST {

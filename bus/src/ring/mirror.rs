@@ -15,19 +15,14 @@ pub(crate) struct Publisher<M> {
     memory: M,
     nonce: u64,
     tail: Cursor,
-    slot: usize,
     fence: bool,
 }
 
 impl<M: Memory> Publisher<M> {
     pub fn attach(memory: M, nonce: u64, fence: bool) -> Result<Self, Damage> {
-        let (slot, tail) = memory.control().producer.tail.recover();
-        let tail = check_cursor("tail", tail)?;
-        Ok(Publisher { memory, nonce, tail, slot, fence })
-    }
-
-    pub fn memory(&self) -> &M {
-        &self.memory
+        let tail = check_cursor("tail", memory.control().producer.tail.recover())?;
+        memory.control().producer.tail.jump(tail);
+        Ok(Publisher { memory, nonce, tail, fence })
     }
 
     /// Up to where the ring is published.
@@ -76,7 +71,7 @@ impl<M: Memory> Publisher<M> {
         }
         self.tail = cursor;
         let control = self.memory.control();
-        self.slot = control.producer.tail.store(self.slot, cursor);
+        control.producer.tail.jump(cursor);
         compiler_barrier();
         if self.fence {
             fence(Ordering::SeqCst);

@@ -32,8 +32,6 @@ pub(crate) struct Producer<M> {
     limit: u64,
     /// The consumer's position as last seen, for the check that it never goes back or past the tail.
     seen_head: u64,
-    /// The current slot of the tail cursor.
-    slot: usize,
     /// Fence per message, since this process could not register for membarrier.
     fence: bool,
     /// Flags that every record gets, and the bytes of their extensions.
@@ -71,8 +69,7 @@ impl<M: Memory> Producer<M> {
     pub fn attach(memory: M, nonce: u64, fence: bool) -> Result<Self, Damage> {
         let capacity = memory.capacity() as u64;
         let control = memory.control();
-        let (slot, tail) = control.producer.tail.recover();
-        let tail = check_cursor("tail", tail)?;
+        let tail = check_cursor("tail", control.producer.tail.recover())?;
         let released = control.released.cursor.furthest();
         let ahead = released.saturating_sub(tail.position);
         if released >= MAX_POSITION || ahead > capacity || tail.position.saturating_sub(released) > capacity {
@@ -86,7 +83,7 @@ impl<M: Memory> Producer<M> {
                 expected: "a position up to the tail" });
         }
         let offset = (found.position % capacity) as usize;
-        let mut producer = Producer {
+        let producer = Producer {
             nonce,
             capacity,
             max_payload: max_payload(capacity),
@@ -95,7 +92,6 @@ impl<M: Memory> Producer<M> {
             sequence: found.sequence,
             limit: released + capacity,
             seen_head: released,
-            slot,
             fence,
             flags: 0,
             extension: 0,
@@ -103,9 +99,7 @@ impl<M: Memory> Producer<M> {
             memory,
         };
         let control = producer.memory.control();
-        if found != tail {
-            producer.slot = control.producer.tail.store(slot, found);
-        }
+        control.producer.tail.jump(found);
         // Release: the tail cursor above is visible to a closer that sees no message in the making.
         control.producer.started.store(found.sequence, Release);
         // The last producer may have been killed between a commit and its wake-up.
@@ -176,10 +170,11 @@ impl<M: Memory> Producer<M> {
     #[inline(always)]
     pub fn commit(&mut self, begun: Begun, length: usize) {
         self.commit_quietly(begun, length);
-        self.finish();
+        self.memory.control().producer.tail.advance(self.tail());
+        self.look_at_receiver();
     }
 
-    /// Publishes the record to the consumer, but leaves the tail cursor and the wake-up to [`Self::finish`].
+    /// Publishes the record to the consumer, but leaves the tail cursor and the wake-up to [`Self::finish_batch`].
     /// A batch does so: its commit words still go out in the order of their positions, without which a
     /// restarted producer would meet phantoms.
     #[inline(always)]
@@ -200,12 +195,16 @@ impl<M: Memory> Producer<M> {
         }
     }
 
-    /// Stores the tail cursor and wakes a sleeping receiver.
+    /// Stores the tail cursor and wakes a sleeping receiver, after any number of quiet commits.
+    pub fn finish_batch(&mut self) {
+        self.memory.control().producer.tail.jump(self.tail());
+        self.look_at_receiver();
+    }
+
     #[inline(always)]
-    pub fn finish(&mut self) {
-        let control = self.memory.control();
-        self.slot = control.producer.tail.store(self.slot, self.tail());
+    fn look_at_receiver(&self) {
         self.order_stores_before_loads();
+        let control = self.memory.control();
         // Relaxed: a sleeper orders its raised bit against our commit by membarrier, or we by the fence.
         if control.receiver_signal.word.load(Relaxed) != 0 {
             self.wake_receiver();
@@ -239,7 +238,7 @@ impl<M: Memory> Producer<M> {
         // In the midst of a batch the tail cursor lags. It must not lag by more than what the old limit
         // allowed, or a successor would roll forward from records that have been overwritten since.
         let control = self.memory.control();
-        self.slot = control.producer.tail.store(self.slot, self.tail());
+        control.producer.tail.jump(self.tail());
         let wanted = self.position() + size;
         let mut head = control.head.cursor.furthest();
         if wanted > head.saturating_add(self.capacity) {
@@ -324,13 +323,10 @@ pub(crate) fn close<M: Memory>(
         std::thread::sleep(core::time::Duration::from_millis(10));
     }
     let end = if producer_is_gone() {
-        let (slot, tail) = control.producer.tail.recover();
-        let tail = check_cursor("tail", tail)?;
+        let tail = check_cursor("tail", control.producer.tail.recover())?;
         let limit = control.released.cursor.furthest().min(tail.position).saturating_add(memory.capacity() as u64);
         let end = roll_forward(memory, tail, limit, nonce)?;
-        if end != tail {
-            control.producer.tail.store(slot, end);
-        }
+        control.producer.tail.jump(end);
         end.position
     } else {
         let Some(tail) = control.producer.tail.read() else { return Ok(None) };
