@@ -41,12 +41,17 @@ impl Record {
     }
 }
 
-/// After this many messages without an empty poll the consumer is in the midst of a burst: an empty poll then
-/// pauses a moment, which lets the producer run ahead by some lines instead of fighting for one. Waiting for a
-/// single message never pauses.
-const BURST: u64 = 16;
-/// PAUSE instructions after an empty poll in the midst of a burst.
-const PAUSES: u32 = 16;
+// A consumer that is faster than its producer catches up with it and then fights it for every single cache line.
+// It is told by dry spells of a few polls between the messages of a stream; then the consumer pauses at the
+// beginning of each dry spell, longer and longer, until it finds enough messages at a time that the lines of
+// one are under way while another is read. A single message after a longer silence is never waited for.
+
+/// Empty polls in a row up to which a dry spell is one in the midst of a stream.
+const SHORT_SPELL: u32 = 8;
+/// Messages between two dry spells below which the pause grows, and above which it shrinks.
+const BURST: core::ops::Range<u64> = 256..2048;
+/// The longest pause, in PAUSE instructions (10 to 45 ns each).
+const MAX_PAUSE: u32 = 64;
 /// The head is published so many times a lap, and when the ring is found empty.
 const HEAD_PER_LAP: u64 = 16;
 /// Every so many empty polls in a row the consumer looks at the tail cursor, to notice damage and forks.
@@ -75,9 +80,10 @@ pub(crate) struct Consumer<M> {
     head_due: u64,
     /// Fence before looking whether a sender sleeps.
     fence: bool,
-    /// The sequence at the last empty poll.
-    burst_begun: u64,
+    /// The sequence at the last empty poll, how many there were at it, and the pause at the first of them.
+    dry_at: u64,
     empty_polls: u32,
+    pause: u32,
     damage: Option<Damage>,
 }
 
@@ -112,8 +118,9 @@ impl<M: Memory> Consumer<M> {
             head: head.position,
             head_due: next.position + capacity / HEAD_PER_LAP,
             fence,
-            burst_begun: next.sequence,
+            dry_at: next.sequence,
             empty_polls: 0,
+            pause: 0,
             damage: None,
             memory,
         };
@@ -254,13 +261,11 @@ impl<M: Memory> Consumer<M> {
         if self.head != self.memory.control().released.cursor.recover().position {
             self.publish_head();
         }
-        if self.sequence - self.burst_begun >= BURST {
-            for _ in 0..PAUSES {
-                core::hint::spin_loop();
-            }
+        if self.sequence == self.dry_at {
+            self.empty_polls = self.empty_polls.wrapping_add(1);
+        } else {
+            self.begin_dry_spell();
         }
-        self.burst_begun = self.sequence;
-        self.empty_polls = self.empty_polls.wrapping_add(1);
         let promised = self.gate == Gate::Tail && self.position() < self.limit;
         if !promised && !self.empty_polls.is_multiple_of(LOOK_EVERY) {
             // Relaxed: the Acquire of `seal` follows where it matters.
@@ -269,6 +274,24 @@ impl<M: Memory> Consumer<M> {
             }
         }
         self.look_closely()
+    }
+
+    /// The first empty poll after a message: learns from the last dry spell, and pauses if in a stream.
+    fn begin_dry_spell(&mut self) {
+        let burst = self.sequence - self.dry_at;
+        // Fewer messages than pauses can have brought: this is no stream.
+        if self.empty_polls > SHORT_SPELL || burst < 2 || burst < u64::from(self.pause) / 2 {
+            self.pause = 0;
+        } else if burst < BURST.start {
+            self.pause = (2 * self.pause + 1).min(MAX_PAUSE);
+        } else if burst >= BURST.end {
+            self.pause /= 2;
+        }
+        self.dry_at = self.sequence;
+        self.empty_polls = 1;
+        for _ in 0..self.pause {
+            core::hint::spin_loop();
+        }
     }
 
     /// Why nothing is there: closed, forked, damaged, or simply empty.
