@@ -177,7 +177,7 @@ unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
     #[inline(always)]
     unsafe fn ends<T>(from: *const u8, to: *mut u8, length: usize) {
         let back = length - size_of::<T>();
-        // SAFETY: size of T <= length <= 2 × size of T, by the caller's match. Unaligned on purpose.
+        // SAFETY: size of T <= length <= 2 × size of T, by the caller's branch. Unaligned on purpose.
         unsafe {
             let first = from.cast::<T>().read_unaligned();
             let last = from.add(back).cast::<T>().read_unaligned();
@@ -189,21 +189,25 @@ unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
     use core::arch::x86_64::__m128i as Sixteen;
     #[cfg(not(target_arch = "x86_64"))]
     type Sixteen = u128;
-    // SAFETY: the caller's ranges; each arm stays within `length`.
+    // SAFETY: the caller's ranges; each branch stays within `length`.
     unsafe {
-        match length {
-            0 => {}
-            1 => to.write(from.read()),
-            2..=3 => ends::<u16>(from, to, length),
-            4..=7 => ends::<u32>(from, to, length),
-            8..=15 => ends::<u64>(from, to, length),
-            16..=31 => ends::<Sixteen>(from, to, length),
-            32..=64 => {
-                ends::<Sixteen>(from, to, 32);
-                let back = length - 32;
-                ends::<Sixteen>(from.add(back), to.add(back), 32);
-            }
-            _ => core::ptr::copy_nonoverlapping(from, to, length),
+        // In the order of how often a size is met where nanoseconds count.
+        if length > 64 {
+            core::ptr::copy_nonoverlapping(from, to, length);
+        } else if length >= 32 {
+            ends::<Sixteen>(from, to, 32);
+            let back = length - 32;
+            ends::<Sixteen>(from.add(back), to.add(back), 32);
+        } else if length >= 16 {
+            ends::<Sixteen>(from, to, length);
+        } else if length >= 8 {
+            ends::<u64>(from, to, length);
+        } else if length >= 4 {
+            ends::<u32>(from, to, length);
+        } else if length >= 2 {
+            ends::<u16>(from, to, length);
+        } else if length == 1 {
+            to.write(from.read());
         }
     }
 }

@@ -49,20 +49,26 @@ impl Shared {
         }
     }
 
-    /// Cache-line ping-pong, the caller's side (0 begins): the ticks of each round trip. Every second one is a
-    /// one-way hop of one line.
-    pub fn ping_pong(&self, side: usize, count: u64) -> Vec<u64> {
+    /// Cache-line ping-pong, the caller's side (0 begins): the ticks of each of `count` blocks of `block` round
+    /// trips.
+    pub fn ping_pong(&self, side: usize, count: u64, block: u64) -> Vec<u64> {
         let mut times = Vec::with_capacity(if side == 0 { count as usize } else { 0 });
         let (mine, theirs) = (self.word(side), self.word(side ^ 1));
-        for round in 1..=count {
+        let mut round = 0;
+        for _ in 0..count {
+            let begun = ticks();
+            for _ in 0..block {
+                round += 1;
+                if side == 0 {
+                    mine.store(round, Release);
+                    while theirs.load(Acquire) != round {}
+                } else {
+                    while theirs.load(Acquire) != round {}
+                    mine.store(round, Release);
+                }
+            }
             if side == 0 {
-                let begun = ticks();
-                mine.store(round, Release);
-                while theirs.load(Acquire) != round {}
                 times.push(ticks() - begun);
-            } else {
-                while theirs.load(Acquire) != round {}
-                mine.store(round, Release);
             }
         }
         times

@@ -12,6 +12,8 @@ use tbus::{Address, Receiver, Ring, RingSpec, Sender};
 
 /// Rounds whose limits before and after differ by more than this factor are dropped: the machine changed.
 const SAME_REGIME: f64 = 1.2;
+/// Round trips that are timed as one where the clock is too coarse for one.
+const BLOCK: u64 = 20;
 /// One-way time of a cache line, in nanoseconds, below which two cores share a last-level cache.
 const NEAR_BELOW: f64 = 120.0;
 
@@ -69,7 +71,12 @@ impl Bench {
 
     /// Median one-way time of a cache line, ns.
     fn line(&mut self, count: u64) -> Result<f64> {
-        Ok(self.line_times(count)?.value_at_quantile(0.5) as f64 / 10.0)
+        self.shared.reset();
+        self.worker.start_job(Job::PingPong { count })?;
+        self.shared.meet(0);
+        let times = self.shared.ping_pong(0, count / BLOCK, BLOCK);
+        self.worker.done()?;
+        Ok(self.typical(&times, BLOCK))
     }
 
     /// One-way times of a cache line, in tenths of a nanosecond.
@@ -77,7 +84,7 @@ impl Bench {
         self.shared.reset();
         self.worker.start_job(Job::PingPong { count })?;
         self.shared.meet(0);
-        let times = self.shared.ping_pong(0, count);
+        let times = self.shared.ping_pong(0, count, 1);
         self.worker.done()?;
         self.one_way(&times)
     }
@@ -94,19 +101,21 @@ impl Bench {
         Ok(count as f64 * 1e9 / time)
     }
 
-    /// One-way times of messages, in tenths of a nanosecond: half of each round trip.
-    fn latency(&mut self, count: u64, size: usize) -> Result<Histogram<u64>> {
-        self.worker.start_job(Job::Echo { count, size })?;
+    /// Times of `count` blocks of `block` messages there and back, in ticks.
+    fn round_trips(&mut self, count: u64, block: u64, size: usize) -> Result<Vec<u64>> {
+        self.worker.start_job(Job::Echo { count: count * block, size })?;
         let payload = vec![1; size];
         let mut times = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let begun = ticks();
-            send(&mut self.sender, &payload)?;
-            take(&mut self.receiver)?;
+            for _ in 0..block {
+                send(&mut self.sender, &payload)?;
+                take(&mut self.receiver)?;
+            }
             times.push(ticks() - begun);
         }
         self.worker.done()?;
-        self.one_way(&times)
+        Ok(times)
     }
 
     /// Messages a second, from the first send to the acknowledgement of the last.
@@ -121,6 +130,12 @@ impl Bench {
         let time = self.clock.ns(ticks() - begun);
         self.worker.done()?;
         Ok(count as f64 * 1e9 / time)
+    }
+
+    /// Median over blocks of `block` round trips of the one-way time, ns: free of the clock's resolution and cost.
+    fn typical(&self, blocks: &[u64], block: u64) -> f64 {
+        let times: Vec<f64> = blocks.iter().map(|t| self.clock.ns(*t) / (2 * block) as f64).collect();
+        median(&times[times.len() / 10..])
     }
 
     /// Half of each round trip, in tenths of a nanosecond; the first tenth of the run is warm-up.
@@ -180,11 +195,11 @@ pub fn limits(options: &Options) -> Result<()> {
     let mut bench = Bench::new(options)?;
     let progress = bar(options.rounds, "limit");
     let sizes = [64, 256, 1024, 4096, 65536];
-    let (mut p50, mut p999) = (Vec::new(), Vec::new());
+    let (mut typical, mut p999) = (Vec::new(), Vec::new());
     let mut copies = vec![Vec::new(); sizes.len()];
     for _ in 0..options.rounds {
         let times = bench.line_times(200_000)?;
-        p50.push(times.value_at_quantile(0.5) as f64 / 10.0);
+        typical.push(bench.line(100_000)?);
         p999.push(times.value_at_quantile(0.999) as f64 / 10.0);
         for (size, rates) in sizes.iter().zip(&mut copies) {
             rates.push(bench.copies((1 << 30) / (*size as u64 + 1024), *size)? / 1e6);
@@ -192,7 +207,7 @@ pub fn limits(options: &Options) -> Result<()> {
         progress.inc(1);
     }
     progress.finish_and_clear();
-    println!("cache line, one way: p50 {} ns, p99.9 {} ns ({})", spread(&p50, 1), spread(&p999, 1), regime(median(&p50)));
+    println!("cache line, one way: {} ns, p99.9 {} ns ({})", spread(&typical, 1), spread(&p999, 1), regime(median(&typical)));
     let mut table = table(&["bytes", "M copies/s", "GB/s"]);
     for (size, rates) in sizes.iter().zip(&copies) {
         let gigabytes: Vec<f64> = rates.iter().map(|r| r * *size as f64 / 1e3).collect();
@@ -205,14 +220,17 @@ pub fn limits(options: &Options) -> Result<()> {
 /// `tbusperf lat`: one-way times of single messages.
 pub fn latencies(options: &Options) -> Result<()> {
     let mut bench = Bench::new(options)?;
-    let mut table = table(&["bytes", "rounds", "p50 ns", "p99 ns", "p99.9 ns", "line p50 ns", "p50 ÷ line", "regime"]);
+    let mut table = table(&["bytes", "rounds", "typical ns", "p99 ns", "p99.9 ns", "line ns", "÷ line", "regime"]);
     for size in &options.sizes {
         let count = options.count.unwrap_or(200_000);
         let progress = bar(options.rounds, &format!("{size} B"));
         let mut figures = [const { Vec::new() }; 5];
         for _ in 0..options.rounds {
             let before = bench.line(100_000)?;
-            let times = bench.latency(count, *size)?;
+            let typical = bench.round_trips(count / BLOCK, BLOCK, *size)?;
+            let typical = bench.typical(&typical, BLOCK);
+            let times = bench.round_trips(count, 1, *size)?;
+            let times = bench.one_way(&times)?;
             let after = bench.line(100_000)?;
             progress.inc(1);
             if before.max(after) > before.min(after) * SAME_REGIME {
@@ -220,15 +238,15 @@ pub fn latencies(options: &Options) -> Result<()> {
             }
             let line = (before + after) / 2.0;
             let at = |quantile| times.value_at_quantile(quantile) as f64 / 10.0;
-            let row = [at(0.5), at(0.99), at(0.999), line, at(0.5) / line];
+            let row = [typical, at(0.99), at(0.999), line, typical / line];
             figures.iter_mut().zip(row).for_each(|(all, one)| all.push(one));
         }
         progress.finish_and_clear();
-        let [p50, p99, p999, line, ratio] = &figures;
+        let [typical, p99, p999, line, ratio] = &figures;
         table.add_row([
             size.to_string(),
-            format!("{}/{}", p50.len(), options.rounds),
-            spread(p50, 1),
+            format!("{}/{}", typical.len(), options.rounds),
+            spread(typical, 1),
             format!("{:.0}", median(p99)),
             format!("{:.0}", median(p999)),
             format!("{:.1}", median(line)),
@@ -238,6 +256,7 @@ pub fn latencies(options: &Options) -> Result<()> {
     }
     println!("{table}");
     println!("one way: half of a round trip between two pinned processes; median of the rounds (lowest–highest).");
+    println!("typical: median over blocks of {BLOCK} round trips, like the line's; the percentiles are of single ones.");
     println!("line: cache-line ping-pong before and after each round; rounds in which the two differ by more than 20 % are dropped.");
     Ok(())
 }
@@ -245,7 +264,7 @@ pub fn latencies(options: &Options) -> Result<()> {
 /// `tbusperf rate`: messages a second in a stream.
 pub fn rates(options: &Options) -> Result<()> {
     let mut bench = Bench::new(options)?;
-    let mut table = table(&["bytes", "rounds", "M messages/s", "GB/s", "per line time", "÷ copy limit", "line p50 ns", "regime"]);
+    let mut table = table(&["bytes", "rounds", "M messages/s", "GB/s", "per line time", "÷ copy limit", "line ns", "regime"]);
     for size in &options.sizes {
         let count = options.count.unwrap_or((1 << 30) / (*size as u64 + 256));
         let progress = bar(options.rounds, &format!("{size} B"));

@@ -150,7 +150,7 @@ pub fn run(directory: &Path, incoming: Uuid, outgoing: Uuid, cpu: Option<usize>)
         match job {
             Job::PingPong { count } => {
                 shared.meet(1);
-                shared.ping_pong(1, count);
+                shared.ping_pong(1, 1, count);
             }
             Job::Copy { count, size } => {
                 shared.meet(1);
