@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tbus_tools::perf::{Result, measure, worker};
+use tbus_tools::perf::{Result, demo, measure, worker};
 
 #[derive(Parser)]
 #[command(version, about = "Shows what tbus does, and measures it", arg_required_else_help = true)]
@@ -14,12 +14,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Shows it: two processes exchange a million messages each way and are killed in mid-stream; none is lost
+    Demo,
     /// Measures the machine's limits: cache-line ping-pong and copies between two processes
     Limit(Measurement),
     /// Measures one-way times of single messages, the limit beside them
     Lat(Measurement),
     /// Measures messages a second in a stream, the limit beside them
     Rate(Measurement),
+    /// One of the two processes of the demonstration
+    #[command(hide = true)]
+    DemoPeer { directory: PathBuf, there: String, back: String, side: usize, #[arg(long)] cpu: Option<usize> },
     /// The second process of a measurement
     #[command(hide = true)]
     Worker { directory: PathBuf, incoming: String, outgoing: String, #[arg(long)] cpu: Option<usize> },
@@ -51,20 +56,27 @@ impl Measurement {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+/// True if what was to be shown could be shown.
+fn run(cli: Cli) -> Result<bool> {
     match cli.command {
+        Command::Demo => return demo::run(),
+        Command::DemoPeer { directory, there, back, side, cpu } => {
+            demo::run_peer(&directory, [there.parse()?, back.parse()?], side.min(1), cpu)
+        }
         Command::Limit(m) => measure::limits(&m.options()),
         Command::Lat(m) => measure::latencies(&m.options()),
         Command::Rate(m) => measure::rates(&m.options()),
         Command::Worker { directory, incoming, outgoing, cpu } => {
             worker::run(&directory, incoming.parse()?, outgoing.parse()?, cpu)
         }
-    }
+    }?;
+    Ok(true)
 }
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         Err(error) => {
             eprintln!("tbusperf: {error}");
             ExitCode::from(7)

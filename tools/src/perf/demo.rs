@@ -1,0 +1,398 @@
+//! `tbusperf demo`: two processes exchange a million messages each way, are killed in mid-stream and started
+//! again, and the parent accounts for every message.
+
+use super::Result;
+use super::audit::{Account, Audit};
+use super::clock::{Clock, ticks};
+use super::measure::table;
+use super::scratch::Scratch;
+use super::worker::pin;
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tbus::{Address, Directory, Message, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid};
+
+/// Messages each way in the stream, and after it one at a time for the latency.
+const STREAM: u64 = 1_000_000;
+const SINGLE: u64 = 100_000;
+const ALL: u64 = STREAM + SINGLE;
+const CAPACITY: u64 = 1 << 20;
+/// Bytes of a message before its filling: index, length of the filling, checksum.
+const HEAD: usize = 16;
+const LARGEST: usize = 16 << 10;
+/// Messages sent or received in a row before the other direction's turn.
+const TURN: usize = 32;
+/// The whole demonstration takes less, or has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+const NAMES: [&str; 2] = ["A", "B"];
+
+/// Steps of a splitmix64 generator (Sebastiano Vigna, public domain): sizes and bytes from an index.
+fn scramble(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+/// Bytes of filling of message `index`: half are below 128, one in twenty is up to 16 KiB.
+fn filling_size(side: usize, index: u64) -> usize {
+    if index >= STREAM {
+        return 48;
+    }
+    let random = scramble(index ^ (side as u64) << 56);
+    let up_to = match random % 20 {
+        0..10 => 128,
+        10..16 => 1 << 10,
+        16..19 => 4 << 10,
+        _ => LARGEST,
+    };
+    (random >> 32) as usize % up_to
+}
+
+/// Writes message `index` into `buffer`; returns its length.
+fn compose(side: usize, index: u64, buffer: &mut [u8]) -> usize {
+    let size = filling_size(side, index);
+    let (head, filling) = buffer[..HEAD + size].split_at_mut(HEAD);
+    let mut state = scramble(index);
+    for chunk in filling.chunks_mut(8) {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+        chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+    }
+    head[..8].copy_from_slice(&index.to_le_bytes());
+    head[8..12].copy_from_slice(&(size as u32).to_le_bytes());
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
+    head[12..].copy_from_slice(&sum.to_le_bytes());
+    HEAD + size
+}
+
+/// True if `message` is the one with `index` from `side`, byte for byte as far as its checksum tells.
+fn is_sound(side: usize, index: u64, message: &[u8]) -> bool {
+    let size = filling_size(side, index);
+    let Some((head, filling)) = message.split_at_checked(HEAD) else { return false };
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
+    head[..8] == index.to_le_bytes()
+        && head[8..12] == (size as u32).to_le_bytes()
+        && filling.len() == size
+        && head[12..] == sum.to_le_bytes()
+}
+
+/// One of the two processes: attaches, goes on where its predecessor was killed, and ends when all is done.
+struct Peer {
+    side: usize,
+    sender: Sender,
+    receiver: Receiver,
+    audit: Audit,
+    buffer: Vec<u8>,
+    /// The sequence that the next message must have.
+    expected: u64,
+}
+
+/// The body of a child process. `uuids`: the ring from A to B, the ring from B to A.
+pub fn run_peer(directory: &Path, uuids: [Uuid; 2], side: usize, cpu: Option<usize>) -> Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    if let Some(cpu) = cpu {
+        pin(cpu)?;
+    }
+    let audit = Audit::open(&directory.join("audit"), ALL as usize)?;
+    let directory = Directory::open(directory)?;
+    let sender = Ring::open(&directory, uuids[side])?.sender()?;
+    let receiver = Ring::open(&directory, uuids[1 - side])?.receiver()?;
+    let expected = receiver.next().sequence;
+    audit.begin_life(1 - side, expected);
+    let mut peer = Peer { side, sender, receiver, audit, buffer: vec![0; HEAD + LARGEST], expected };
+    peer.stream()?;
+    peer.one_at_a_time()
+}
+
+impl Peer {
+    fn send_next(&mut self) -> Result<bool> {
+        let index = self.sender.next().sequence;
+        let length = compose(self.side, index, &mut self.buffer);
+        match self.sender.try_send(&self.buffer[..length]) {
+            Ok(()) => Ok(true),
+            Err(TrySendError::Full) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn receive_next(&mut self) -> Result<bool> {
+        let message = match self.receiver.peek() {
+            Ok(message) => message,
+            Err(TryRecvError::Empty) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let sequence = message.cursor().sequence;
+        let sound = Self::check(&message, 1 - self.side, &mut self.buffer);
+        self.audit.received(1 - self.side, sequence, sequence == self.expected, sound);
+        self.expected = sequence + 1;
+        message.release();
+        Ok(true)
+    }
+
+    fn check(message: &Message<'_>, from: usize, buffer: &mut [u8]) -> bool {
+        let copied = message.copy_to(buffer).is_ok();
+        copied && is_sound(from, message.cursor().sequence, &buffer[..message.len()])
+    }
+
+    fn sent(&self) -> u64 {
+        self.sender.next().sequence
+    }
+
+    /// Both directions at once, as fast as they go.
+    fn stream(&mut self) -> Result<()> {
+        while self.sent() < STREAM || self.expected < STREAM {
+            let mut idle = true;
+            for _ in 0..TURN {
+                if self.sent() >= STREAM || !self.send_next()? {
+                    break;
+                }
+                idle = false;
+            }
+            for _ in 0..TURN {
+                if self.expected >= STREAM || !self.receive_next()? {
+                    break;
+                }
+                idle = false;
+            }
+            if idle {
+                self.pause()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing to read and no room to write: sleeps until a message comes, or for a moment.
+    fn pause(&mut self) -> Result<()> {
+        match self.receiver.wait(Duration::from_millis(1)) {
+            Ok(()) | Err(TryRecvError::Empty) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A sends one message, B answers it: nothing else is under way.
+    fn one_at_a_time(&mut self) -> Result<()> {
+        let clock = Clock::get();
+        let mut times = Histogram::<u64>::new(3)?;
+        let begins = self.side == 0;
+        while self.sent() < ALL || self.expected < ALL {
+            let begun = ticks();
+            // The one that begins owes nothing; the other one owes an answer to each message received.
+            if self.sent() < ALL && (if begins { self.sent() == self.expected } else { self.sent() < self.expected }) {
+                while !self.send_next()? {}
+            }
+            let waiting_since = Instant::now();
+            while self.expected < ALL && (if begins { self.expected < self.sent() } else { self.expected == self.sent() }) {
+                if !self.receive_next()? && waiting_since.elapsed() > Duration::from_millis(1) {
+                    self.pause()?;
+                }
+            }
+            if begins {
+                times.record((clock.ns(ticks() - begun) * 5.0) as u64)?; // half a round trip, in tenths
+            }
+        }
+        if begins {
+            self.audit.set_latencies([0.5, 0.99, 0.999].map(|q| times.value_at_quantile(q)));
+        }
+        Ok(())
+    }
+}
+
+/// A child process that is ended with this handle.
+struct Process {
+    child: Child,
+}
+
+impl Process {
+    fn start(scratch: &Scratch, uuids: [Uuid; 2], side: usize, cpu: Option<usize>) -> Result<Process> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("demo-peer").arg(scratch.directory().path());
+        command.args(uuids.map(|u| u.to_string())).arg(side.to_string());
+        if let Some(cpu) = cpu {
+            command.arg("--cpu").arg(cpu.to_string());
+        }
+        Ok(Process { child: command.stdin(Stdio::null()).spawn()? })
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.child.kill()?; // SIGKILL
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already gone in the usual case, when both calls do nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Progress for people: a bar on a terminal, else a line a second.
+struct Progress {
+    bar: Option<ProgressBar>,
+    said: Instant,
+    begun: Instant,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {percent:>3} %").expect("a valid template");
+            ProgressBar::new(2 * ALL).with_style(style)
+        });
+        Progress { bar, said: Instant::now(), begun: Instant::now() }
+    }
+
+    fn set(&mut self, done: u64) {
+        match &self.bar {
+            Some(bar) => bar.set_position(done),
+            None if self.said.elapsed() >= Duration::from_secs(1) => {
+                self.said = Instant::now();
+                say(&format!("{:4.0} s  {:3} %", self.begun.elapsed().as_secs_f64(), done * 100 / (2 * ALL)));
+            }
+            None => {}
+        }
+    }
+
+    /// Prints a line that stays.
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
+        }
+    }
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A closed pipe is no reason to leave the scratch directory behind.
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// The processors that this process may use, if there are two.
+fn two_cpus() -> [Option<usize>; 2] {
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok();
+    let mut usable = (0..nix::sched::CpuSet::count()).filter(|c| allowed.is_some_and(|a| a.is_set(*c).unwrap_or(false)));
+    match [usable.next(), usable.next()] {
+        [Some(a), Some(b)] => [Some(a), Some(b)],
+        _ => [None, None],
+    }
+}
+
+/// The demonstration. False if a message was lost, duplicated, reordered or corrupted.
+pub fn run() -> Result<bool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    let scratch = Scratch::new("demo")?;
+    say(&format!("scratch directory {} ({}); removed at the end", scratch.directory().path().display(), scratch.why));
+    say(&format!(
+        "two processes exchange {STREAM} messages each way, {HEAD} to {} bytes; each is killed once and started again",
+        HEAD + LARGEST - 1
+    ));
+    let make = |slot, from, to| {
+        let spec = RingSpec { lock_slot: slot, ..RingSpec::local(CAPACITY, Address(from), Address(to)) };
+        Ring::create(scratch.directory(), &spec)
+    };
+    let rings = [make(0, 0x101, 0x301)?, make(1, 0x301, 0x101)?];
+    let uuids = [rings[0].uuid(), rings[1].uuid()];
+    let audit = Audit::open(&scratch.join("audit"), ALL as usize)?;
+    let cpus = two_cpus();
+    let begun = Instant::now();
+    let start = |side: usize| Process::start(&scratch, uuids, side, cpus[side]);
+    let mut processes = [start(0)?, start(1)?];
+    // Where each process is killed: somewhere in the middle of the stream, elsewhere in each run.
+    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
+    let kill_at = [STREAM / 5 + scramble(now) % (STREAM / 4), STREAM * 11 / 20 + scramble(now + 1) % (STREAM / 4)];
+    let mut progress = Progress::new();
+    let mut killed = 0;
+    let mut stream_time = None;
+    let mut ended = [false; 2];
+    while ended != [true; 2] {
+        let done = [0, 1].map(|direction| audit.progress(direction));
+        progress.set(done[0] + done[1]);
+        if killed < 2 && done[0].min(done[1]) >= kill_at[killed] {
+            let pid = processes[killed].child.id();
+            processes[killed].kill()?;
+            let [there, back] = [0, 1].map(|direction| audit.progress(direction));
+            processes[killed] = start(killed)?;
+            progress.line(&format!(
+                "killed process {} (pid {pid}) with SIGKILL at message {there} from A to B, {back} from B to A; started again as pid {}",
+                NAMES[killed],
+                processes[killed].child.id()
+            ));
+            killed += 1;
+        }
+        if stream_time.is_none() && done.iter().all(|d| *d >= STREAM) {
+            stream_time = Some(begun.elapsed());
+        }
+        for side in 0..2 {
+            if !ended[side] && let Some(status) = processes[side].child.try_wait()? {
+                if !status.success() {
+                    return Err(format!("process {} ended by itself: {status}; its reason stands above", NAMES[side]).into());
+                }
+                ended[side] = true;
+            }
+        }
+        if stop.load(Relaxed) {
+            return Err("stopped by a signal; everything is removed".into());
+        }
+        if begun.elapsed() > PATIENCE {
+            let why = format!("no end after {} s, at messages {done:?}", PATIENCE.as_secs());
+            return Err(format!("{why}; rings: {:?}, {:?}", rings[0].status(), rings[1].status()).into());
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    if let Some(bar) = &progress.bar {
+        bar.finish_and_clear();
+    }
+    if killed < 2 {
+        return Err("a process was not killed in mid-stream; the machine was too busy: run it again".into());
+    }
+    report(&rings, &audit, stream_time.unwrap_or_else(|| begun.elapsed()));
+    let account = audit.account(0) + audit.account(1);
+    Ok(conclude(account))
+}
+
+/// The table.
+fn report(rings: &[Ring; 2], audit: &Audit, time: Duration) {
+    let seconds = time.as_secs_f64();
+    let bytes = |side: usize| (0..STREAM).map(|i| (HEAD + filling_size(side, i)) as u64).sum::<u64>();
+    let mut table = table(&["stream", "messages", "messages/s", "GB/s", "wake-ups", "attaches"]);
+    for (side, way) in ["A to B", "B to A"].into_iter().enumerate() {
+        let status = rings[side].status();
+        table.add_row([
+            way.to_string(),
+            STREAM.to_string(),
+            format!("{:.0}", STREAM as f64 / seconds),
+            format!("{:.2}", bytes(side) as f64 / seconds / 1e9),
+            status.producer.wakes.to_string(),
+            format!("{} + {}", status.producer.attaches, status.consumer.attaches),
+        ]);
+    }
+    say(&format!("{table}"));
+    let [p50, p99, p999] = audit.latencies().map(|tenths| tenths as f64 / 10.0);
+    say(&format!(
+        "one at a time, {} bytes, {SINGLE} there and back: one-way p50 {p50:.0} ns, p99 {p99:.0} ns, p99.9 {p999:.0} ns",
+        HEAD + filling_size(0, STREAM)
+    ));
+    say("(each message is composed, checksummed, sent, copied out, and checked; two processes, two rings of 1 MiB)");
+}
+
+/// The last lines. True if the promises were kept.
+fn conclude(account: Account) -> bool {
+    let Account { lost, reread, duplicated, reordered, corrupt } = account;
+    if corrupt != 0 {
+        say(&format!("corrupt {corrupt}"));
+    }
+    say(&format!("re-read {reread}"));
+    say(&format!("lost {lost} duplicated {duplicated} reordered {reordered}"));
+    Account { reread: 0, ..account } == Account::default() && reread <= 2
+}

@@ -173,7 +173,8 @@ fn spread(values: &[f64], digits: usize) -> String {
     format!("{:.digits$} ({low:.digits$}–{high:.digits$})", median(values))
 }
 
-fn table(header: &[&str]) -> Table {
+/// An empty table with right-aligned columns.
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(header);

@@ -1,5 +1,6 @@
 //! `tbusperf`: the demonstration and the measurements.
 
+pub mod audit;
 pub mod clock;
 pub mod demo;
 pub mod limit;
