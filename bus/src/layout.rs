@@ -32,9 +32,9 @@
 //! ```
 //!
 //! A cursor is a position and the sequence that belongs to it, which must not tear. It is two slots, of
-//! which the one with the higher sequence is in force. A store goes to the other one, the position first and
-//! then the sequence. After a single message that is the slot of the sequence's parity; after any other step
-//! both slots are written, the one not in force first:
+//! which the one with the higher sequence is in force, or with equal ones the one of the sequence's parity. A
+//! store goes to the other one, the position first and then the sequence. After a single message that is the slot
+//! of the new sequence's parity; after any other step the one not in force is written first:
 //!
 //! ```text
 //!    0               8               16              24              32
@@ -348,12 +348,17 @@ pub const fn max_payload(capacity: u64) -> usize {
 }
 
 impl CursorSlots {
-    /// The slot with the higher sequence, and what it says. Reads each word once. For the cursor's only writer
-    /// (a predecessor that was killed between the two stores of the other slot leaves that one behind); others
-    /// use [`CursorSlots::read`].
+    /// The slot in force and what it says: the one with the higher sequence; of two with the same, the one of its
+    /// parity, since the next store goes to the other. Reads each word once. For the cursor's only writer (a
+    /// predecessor that was killed between two stores left them in the slot that is not in force); others use
+    /// [`CursorSlots::read`].
     fn current(&self) -> (u64, Cursor) {
         let sequences = [0, 1].map(|s: usize| self.slots[s].sequence.load(Acquire)); // partner: Release in put
-        let current = usize::from(sequences[1] > sequences[0]);
+        let current = match sequences[0].cmp(&sequences[1]) {
+            core::cmp::Ordering::Less => 1,
+            core::cmp::Ordering::Greater => 0,
+            core::cmp::Ordering::Equal => (sequences[0] & 1) as usize,
+        };
         let position = self.slots[current].position.load(Acquire);
         (current as u64, Cursor { position, sequence: sequences[current] })
     }
