@@ -372,13 +372,11 @@ impl CursorSlots {
     /// faster several times over, which says only: try again.
     pub fn read(&self) -> Option<Cursor> {
         for _ in 0..16 {
-            let (current, cursor) = self.current();
-            // The writer reaches the current slot's position again only after it has stored a higher
-            // sequence into the other slot: unchanged sequences mean that the position was not torn.
-            // Partner of the Acquire load of the position: Release of the position in put.
-            let other = self.slots[1 - current as usize].sequence.load(Acquire);
-            let same = self.slots[current as usize].sequence.load(Acquire);
-            if other <= cursor.sequence && same == cursor.sequence {
+            let (slot, cursor) = self.current();
+            // The writer touches a slot only while the other one is in force. If the position was of such a
+            // later store, its Acquire also shows what put the other slot in force (partner: Release in put).
+            let (same_slot, again) = self.current();
+            if slot == same_slot && cursor.sequence == again.sequence {
                 return Some(cursor);
             }
         }

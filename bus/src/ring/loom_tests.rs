@@ -1,5 +1,5 @@
 //! loom: every interleaving, and every value that a weak memory may show, for two or three threads and a few
-//! messages. `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=2 cargo test --release -p tbus --lib loom`
+//! messages. `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test --release -p tbus --lib loom`
 //!
 //! loom has no membarrier; a fence stands on both sides in its place (`sync::compiler_barrier`).
 
@@ -118,29 +118,20 @@ fn loom_close() {
             }
             accepted
         });
-        let closer = {
-            let ring = ring.clone();
-            thread::spawn(move || {
-                // The sender lives, so the closer must not take its role.
-                while close(&ring, NONCE, || false).unwrap().is_none() {
-                    thread::yield_now();
-                }
-            })
+        // The sender lives, so the closer must not take its role.
+        let end = loop {
+            match close(&ring, NONCE, || false).unwrap() {
+                Some(end) => break end,
+                None => thread::yield_now(),
+            }
         };
         let mut received = 0;
-        loop {
-            match receive(&mut consumer) {
-                Ok(value) => {
-                    assert_eq!(value, received);
-                    received += 1;
-                }
-                Err(Nothing::Empty) => thread::yield_now(),
-                Err(Nothing::Closed) => break,
-                Err(other) => panic!("{other:?}"),
-            }
+        while let Ok(value) = receive(&mut consumer) {
+            assert_eq!(value, received);
+            received += 1;
         }
-        closer.join().unwrap();
-        assert_eq!(sender.join().unwrap(), received);
+        assert_eq!(consumer.look_closely(), Nothing::Closed);
+        assert_eq!((sender.join().unwrap(), end), (received, received * 24));
     });
 }
 
@@ -200,17 +191,23 @@ fn loom_sender_misses_no_wake_up() {
 fn loom_close_wakes_the_receiver() {
     loom::model(|| {
         let ring = ring();
-        let (producer, mut consumer) = ends(&ring);
+        let (mut producer, mut consumer) = ends(&ring);
+        send(&mut producer, 0).unwrap();
         drop(producer);
         let closer = {
             let ring = ring.clone();
-            thread::spawn(move || assert_eq!(close(&ring, NONCE, || true), Ok(Some(0))))
+            thread::spawn(move || assert_eq!(close(&ring, NONCE, || true), Ok(Some(24))))
         };
         let control = ring.clone();
-        sleep_until(&control.control().receiver_signal.word, || match receive(&mut consumer) {
-            Err(Nothing::Closed) => Some(()),
-            Err(Nothing::Empty) => None,
-            other => panic!("{other:?}"),
+        sleep_until(&control.control().receiver_signal.word, || {
+            loop {
+                match receive(&mut consumer) {
+                    Ok(value) => assert_eq!(value, 0),
+                    Err(Nothing::Closed) => return Some(()),
+                    Err(Nothing::Empty) => return None,
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
         });
         assert_ne!(ring.control().seal.end.load(Acquire), 0);
         closer.join().unwrap();

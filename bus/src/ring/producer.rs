@@ -145,8 +145,13 @@ impl<M: Memory> Producer<M> {
             return Err(Refusal::TooLong);
         }
         let size = record_size(self.extension + length);
-        if self.position() + size as u64 > self.limit {
-            self.make_room(size as u64)?;
+        if self.position() + size as u64 > self.limit
+            && let Err(refusal) = self.make_room(size as u64)
+        {
+            if refusal == Refusal::Full {
+                add(&self.memory.control().producer_info.refused, 1);
+            }
+            return Err(refusal);
         }
         let control = self.memory.control();
         // Relaxed: a closer orders this store before the load below by membarrier, or we by the fence.
@@ -259,7 +264,6 @@ impl<M: Memory> Producer<M> {
             if control.receiver_signal.word.load(Relaxed) & SIGNAL_CLOSED != 0 {
                 return Err(Refusal::Closed);
             }
-            add(&control.producer_info.refused, 1);
             return Err(Refusal::Full);
         }
         Ok(())
@@ -338,6 +342,8 @@ pub(crate) fn close<M: Memory>(
         tail.position
     };
     control.seal.end.store(end | SEALED, Release); // partner: Acquire in Consumer::nothing and above
+    // The seal before the looks at who sleeps. Partner: the sleepers' barrier in wait::announce.
+    fence(Ordering::SeqCst);
     wait::wake(&control.receiver_signal.word);
     wait::wake(&control.sender_signal.word);
     Ok(Some(end))
