@@ -215,8 +215,15 @@ mod tests {
         assert_eq!(t.show(Address(0x01020304)).to_string(), "1.2.3.4");
         let t: Template = "6.8.8.10".parse().unwrap();
         assert_eq!(t.parse("63.255.255.1023"), Ok(Address(u32::MAX)));
-        assert_eq!(t.parse("1.2.3.1023"), Ok(Address(1 << 26 | 2 << 18 | 3 << 10 | 1023)));
-        assert_eq!(t.show(Address(1 << 26 | 2 << 18 | 3 << 10 | 1023)).to_string(), "1.2.3.1023");
+        assert_eq!(
+            t.parse("1.2.3.1023"),
+            Ok(Address(1 << 26 | 2 << 18 | 3 << 10 | 1023))
+        );
+        assert_eq!(
+            t.show(Address(1 << 26 | 2 << 18 | 3 << 10 | 1023))
+                .to_string(),
+            "1.2.3.1023"
+        );
         let short: Template = "1.1.1.1".parse().unwrap();
         assert_eq!(short.parse("1.0.1.1"), Ok(Address(0b1011)));
         assert!(short.contains(Address(15)) && !short.contains(Address(16)));
@@ -225,13 +232,32 @@ mod tests {
     #[test]
     fn refuses_what_is_no_address() {
         let t = Template::default();
-        for text in ["", "1", "1.2.3", "1.2.3.4.5", "a.b.c.d", "1.2.3.", " 1.2.3.4", "1.2.3.4 ", "+1.2.3.4",
-            "-1.2.3.4", "0x1.2.3.4", "1.2.3.256", "1.2.3.99999999999999999999999", "١.2.3.4"]
-        {
+        for text in [
+            "",
+            "1",
+            "1.2.3",
+            "1.2.3.4.5",
+            "a.b.c.d",
+            "1.2.3.",
+            " 1.2.3.4",
+            "1.2.3.4 ",
+            "+1.2.3.4",
+            "-1.2.3.4",
+            "0x1.2.3.4",
+            "1.2.3.256",
+            "1.2.3.99999999999999999999999",
+            "١.2.3.4",
+        ] {
             let error = t.parse(text).unwrap_err().to_string();
             assert!(error.contains(text.trim_end_matches('.')), "{error}");
         }
-        for text in ["8.8.8.9", "0.8.8.8", "8.8.8", "32.1.1.1", "99999999999999999999.1.1.1"] {
+        for text in [
+            "8.8.8.9",
+            "0.8.8.8",
+            "8.8.8",
+            "32.1.1.1",
+            "99999999999999999999.1.1.1",
+        ] {
             assert!(text.parse::<Template>().is_err(), "{text}");
         }
     }

@@ -18,7 +18,9 @@ pub struct Directory {
 impl Directory {
     /// `${TBUS_SHM_DIR:-/dev/shm}/tbus.<key>`.
     pub fn path_for_key(key: u32) -> PathBuf {
-        let base = std::env::var_os("TBUS_SHM_DIR").filter(|d| !d.is_empty()).unwrap_or_else(|| "/dev/shm".into());
+        let base = std::env::var_os("TBUS_SHM_DIR")
+            .filter(|d| !d.is_empty())
+            .unwrap_or_else(|| "/dev/shm".into());
         PathBuf::from(base).join(format!("tbus.{key}"))
     }
 
@@ -26,7 +28,9 @@ impl Directory {
     pub fn create(path: impl AsRef<Path>) -> Result<Directory> {
         let path = path.as_ref();
         match fs::DirBuilder::new().mode(0o750).create(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::system("create", path, e)),
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(Error::system("create", path, e))
+            }
             _ => Self::open(path),
         }
     }
@@ -36,9 +40,15 @@ impl Directory {
         let path = path.as_ref();
         let info = fs::metadata(path).map_err(|e| Error::system("open", path, e))?;
         if !info.is_dir() {
-            return Err(Error::BadFile { path: path.into(), why: "it is a file, not a directory".into() });
+            return Err(Error::BadFile {
+                path: path.into(),
+                why: "it is a file, not a directory".into(),
+            });
         }
-        Ok(Directory { path: path.into(), locks: Locks::open(&path.join("locks"))? })
+        Ok(Directory {
+            path: path.into(),
+            locks: Locks::open(&path.join("locks"))?,
+        })
     }
 
     /// Where it is.
@@ -57,7 +67,11 @@ impl Directory {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(fail)? {
             let name = entry.map_err(fail)?.file_name();
-            if let Some(uuid) = name.to_str().and_then(|n| n.strip_prefix("ring-")).and_then(|u| u.parse().ok()) {
+            if let Some(uuid) = name
+                .to_str()
+                .and_then(|n| n.strip_prefix("ring-"))
+                .and_then(|u| u.parse().ok())
+            {
                 found.push(uuid);
             }
         }

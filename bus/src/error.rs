@@ -109,10 +109,15 @@ impl Error {
     pub(crate) fn system(doing: &'static str, path: &Path, source: io::Error) -> Error {
         match source.kind() {
             io::ErrorKind::NotFound => Error::NotFound { path: path.into() },
-            io::ErrorKind::PermissionDenied => {
-                Error::NotPermitted { path: path.into(), uid: nix::unistd::geteuid().as_raw() }
-            }
-            _ => Error::System { doing, path: path.into(), source },
+            io::ErrorKind::PermissionDenied => Error::NotPermitted {
+                path: path.into(),
+                uid: nix::unistd::geteuid().as_raw(),
+            },
+            _ => Error::System {
+                doing,
+                path: path.into(),
+                source,
+            },
         }
     }
 }
@@ -120,7 +125,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::System { doing, path, source } => {
+            Error::System {
+                doing,
+                path,
+                source,
+            } => {
                 write!(f, "cannot {doing} {}: {source}", path.display())
             }
             Error::NoSpace { path, needed } => write!(
@@ -155,7 +164,11 @@ impl fmt::Display for Error {
                 path.display()
             ),
             Error::Busy { path, role, pid } => {
-                write!(f, "the {role} role of {} is held by another process", path.display())?;
+                write!(
+                    f,
+                    "the {role} role of {} is held by another process",
+                    path.display()
+                )?;
                 if *pid != 0 {
                     write!(f, " (by its own account pid {pid})")?;
                 }
@@ -167,7 +180,11 @@ impl fmt::Display for Error {
                 path.display()
             ),
             Error::Closed { path } => {
-                write!(f, "{} is closed and takes no more messages; attach to its successor", path.display())
+                write!(
+                    f,
+                    "{} is closed and takes no more messages; attach to its successor",
+                    path.display()
+                )
             }
             Error::Invalid { what, why } => write!(f, "{what}: {why}"),
             Error::Damaged { path, damage } => write!(
@@ -253,7 +270,10 @@ impl fmt::Display for TryRecvError {
             TryRecvError::Empty => write!(f, "no message is there"),
             TryRecvError::Closed => write!(f, "the ring is closed and empty"),
             TryRecvError::TooShort { needed } => {
-                write!(f, "the next message has {needed} bytes, more than the buffer; it stays in the ring: call again with a longer buffer")
+                write!(
+                    f,
+                    "the next message has {needed} bytes, more than the buffer; it stays in the ring: call again with a longer buffer"
+                )
             }
             TryRecvError::BadCrc { sequence } => write!(
                 f,

@@ -95,7 +95,11 @@ impl FairReceiver {
                 }
             }
         }
-        if open || count == 0 { Err(TryRecvError::Empty) } else { Err(TryRecvError::Closed) }
+        if open || count == 0 {
+            Err(TryRecvError::Empty)
+        } else {
+            Err(TryRecvError::Closed)
+        }
     }
 
     /// Waits until any ring has a message, polling at first and then sleeping. `Empty` when the timeout has
@@ -119,12 +123,18 @@ impl FairReceiver {
             if left.is_zero() {
                 return Err(TryRecvError::Empty);
             }
-            let values: Vec<u32> = self.receivers.iter().map(|r| r.with_signal(wait::announce)).collect();
+            let values: Vec<u32> = self
+                .receivers
+                .iter()
+                .map(|r| r.with_signal(wait::announce))
+                .collect();
             let result = found(self.find());
             if result.is_none() {
                 self.sleep(&values, left.min(LONGEST_SLEEP));
             }
-            self.receivers.iter().for_each(|r| r.with_signal(wait::renounce));
+            self.receivers
+                .iter()
+                .for_each(|r| r.with_signal(wait::renounce));
             if let Some(result) = result {
                 return result;
             }
@@ -137,7 +147,12 @@ impl FairReceiver {
         let words: Vec<_> = memories
             .iter()
             .zip(values)
-            .map(|(m, value)| (&crate::ring::memory::Memory::control(m).receiver_signal.word, *value))
+            .map(|(m, value)| {
+                (
+                    &crate::ring::memory::Memory::control(m).receiver_signal.word,
+                    *value,
+                )
+            })
             .collect();
         let too_many = words.len() > crate::sys::FUTEX_WAIT_ANY_MAX;
         let time = if too_many { timeout.min(STEP) } else { timeout };

@@ -30,7 +30,10 @@ struct Registry {
 // SAFETY: `held` is touched only between lock() and unlock().
 unsafe impl Sync for Registry {}
 
-static REGISTRY: Registry = Registry { locked: AtomicBool::new(false), held: UnsafeCell::new(Vec::new()) };
+static REGISTRY: Registry = Registry {
+    locked: AtomicBool::new(false),
+    held: UnsafeCell::new(Vec::new()),
+};
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 impl Registry {
@@ -97,7 +100,8 @@ extern "C" fn after_in_child() {
                 unsafe { libc::close(fd) };
             }
             Held::Mapping(base, length) => {
-                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+                let flags =
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
                 let protection = libc::PROT_READ | libc::PROT_WRITE;
                 // SAFETY: replaces, in the child only, pages that this crate mapped and still owns.
                 let at = unsafe { libc::mmap(base as *mut _, length, protection, flags, -1, 0) };

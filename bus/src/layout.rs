@@ -252,7 +252,8 @@ impl Header {
 
     fn to_words(&self) -> [u64; Self::WORDS] {
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        let half = |at: usize| u64::from_le_bytes(self.uuid[at..at + 8].try_into().expect("eight bytes"));
+        let half =
+            |at: usize| u64::from_le_bytes(self.uuid[at..at + 8].try_into().expect("eight bytes"));
         let mut words = [
             self.magic,
             pair(self.major, self.minor),
@@ -316,7 +317,9 @@ const fn mix(mut word: u64) -> u64 {
 
 /// Check of the header: finds damage, not malice.
 fn check(words: &[u64]) -> u64 {
-    words.iter().fold(MAGIC, |sum, word| mix(sum ^ word).wrapping_add(1))
+    words
+        .iter()
+        .fold(MAGIC, |sum, word| mix(sum ^ word).wrapping_add(1))
 }
 
 /// The word that a record at `position` carries when it is complete.
@@ -339,7 +342,11 @@ pub const fn record_size(extra: usize) -> usize {
 #[inline(always)]
 pub const fn extension_size(flags: u32) -> usize {
     // Apart for 0, almost always the case: counting bits takes a dozen instructions without POPCNT.
-    if flags == 0 { 0 } else { 8 * flags.count_ones() as usize }
+    if flags == 0 {
+        0
+    } else {
+        8 * flags.count_ones() as usize
+    }
 }
 
 /// The largest payload of a ring, bytes: half its capacity.
@@ -360,7 +367,13 @@ impl CursorSlots {
             core::cmp::Ordering::Equal => (sequences[0] & 1) as usize,
         };
         let position = self.slots[current].position.load(Acquire);
-        (current as u64, Cursor { position, sequence: sequences[current] })
+        (
+            current as u64,
+            Cursor {
+                position,
+                sequence: sequences[current],
+            },
+        )
     }
 
     /// What the cursor says, for its only writer.
@@ -430,7 +443,11 @@ impl CursorSlots {
 impl Control {
     /// Fills a zeroed control area: all cursors at `start`, then the header.
     pub fn initialise(&self, header: &Header, start: Cursor) {
-        for cursor in [&self.producer.tail, &self.released.cursor, &self.head.cursor] {
+        for cursor in [
+            &self.producer.tail,
+            &self.released.cursor,
+            &self.head.cursor,
+        ] {
             cursor.initialise(start);
         }
         self.producer.started.store(start.sequence, Relaxed); // as above

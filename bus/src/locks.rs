@@ -76,7 +76,10 @@ impl Locks {
         match self.set(byte, libc::F_WRLCK) {
             Ok(()) => {
                 mine.insert(byte);
-                Ok(Some(RoleLock { locks: self.clone(), byte }))
+                Ok(Some(RoleLock {
+                    locks: self.clone(),
+                    byte,
+                }))
             }
             Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(None),
             Err(e) => Err(Error::system("lock", &self.path, e.into())),

@@ -23,8 +23,13 @@ impl MirrorWriter {
         let fence = wait::register();
         let memory = ring.mapped();
         sign(&memory.control().producer_info, fence);
-        let publisher = Publisher::attach(memory, ring.header().nonce, fence).map_err(|d| ring.damaged(d))?;
-        Ok(MirrorWriter { publisher, ring, _role: role })
+        let publisher =
+            Publisher::attach(memory, ring.header().nonce, fence).map_err(|d| ring.damaged(d))?;
+        Ok(MirrorWriter {
+            publisher,
+            ring,
+            _role: role,
+        })
     }
 
     /// Up to where the ring is published.
@@ -35,7 +40,9 @@ impl MirrorWriter {
     /// Puts `bytes` of the source ring at `position`; not visible before [`MirrorWriter::publish`]. Refused
     /// outside [tail, consumer's position + capacity].
     pub fn write(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
-        self.publisher.write(position, bytes).map_err(|d| self.ring.damaged(d))
+        self.publisher
+            .write(position, bytes)
+            .map_err(|d| self.ring.damaged(d))
     }
 
     /// Checks the records in [tail, `to`), whose bytes are all there, and publishes them. `to` is the end of a

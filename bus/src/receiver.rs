@@ -40,10 +40,22 @@ impl Receiver {
         let fence = wait::register();
         let memory = ring.mapped();
         sign(&memory.control().consumer_info, fence);
-        let gate = if ring.kind() == Kind::Local { Gate::CommitWord } else { Gate::Tail };
-        let consumer = Consumer::attach(memory, ring.header().nonce, gate, fence).map_err(|d| ring.damaged(d))?;
-        let waiter = Waiter { spin: wait::DEFAULT_SPIN };
-        Ok(Receiver { consumer, waiter, ring, _role: role })
+        let gate = if ring.kind() == Kind::Local {
+            Gate::CommitWord
+        } else {
+            Gate::Tail
+        };
+        let consumer = Consumer::attach(memory, ring.header().nonce, gate, fence)
+            .map_err(|d| ring.damaged(d))?;
+        let waiter = Waiter {
+            spin: wait::DEFAULT_SPIN,
+        };
+        Ok(Receiver {
+            consumer,
+            waiter,
+            ring,
+            _role: role,
+        })
     }
 
     /// The ring that it reads.
@@ -67,7 +79,12 @@ impl Receiver {
         match self.consumer.peek() {
             Ok(record) => {
                 let cursor = self.consumer.next();
-                Ok(Message { consumer: &mut self.consumer, record, cursor, in_batch: false })
+                Ok(Message {
+                    consumer: &mut self.consumer,
+                    record,
+                    cursor,
+                    in_batch: false,
+                })
             }
             Err(nothing) => Err(nothing_to_error(&self.ring, nothing)),
         }
@@ -85,7 +102,11 @@ impl Receiver {
     /// Up to `max` messages, released together when the guard goes. On a panic, as on a kill, none of them is.
     pub fn recv_batch(&mut self, max: usize) -> Batch<'_> {
         let begun = self.consumer.next();
-        Batch { receiver: self, begun, left: max }
+        Batch {
+            receiver: self,
+            begun,
+            left: max,
+        }
     }
 
     /// Waits until a message is there, polling at first and then sleeping. `Empty` when the timeout has passed.
@@ -94,16 +115,19 @@ impl Receiver {
         let control = memory.control();
         let consumer = &mut self.consumer;
         let mut nothing = Nothing::Empty;
-        let found = self.waiter.wait(&control.receiver_signal.word, &control.consumer_info, timeout, || {
-            match consumer.peek() {
+        let found = self.waiter.wait(
+            &control.receiver_signal.word,
+            &control.consumer_info,
+            timeout,
+            || match consumer.peek() {
                 Ok(_) => Some(()),
                 Err(Nothing::Empty) => None,
                 Err(other) => {
                     nothing = other;
                     Some(())
                 }
-            }
-        });
+            },
+        );
         match (found, nothing) {
             (Some(()), Nothing::Empty) => Ok(()),
             // Before it says that nothing came: is nothing there, or is the ring unusable?
@@ -127,7 +151,7 @@ fn nothing_to_error(ring: &Ring, nothing: Nothing) -> TryRecvError {
         Nothing::Empty => TryRecvError::Empty,
         Nothing::Closed => TryRecvError::Closed,
         Nothing::Forked => TryRecvError::Failed(Box::new(Error::Forked)),
-        Nothing::Damaged(damage) => TryRecvError::Failed(Box::new(ring.damaged(damage))),
+        Nothing::Damaged(damage) => TryRecvError::Failed(Box::new(ring.damaged(*damage))),
     }
 }
 
@@ -186,7 +210,7 @@ impl Message<'_> {
 
     /// Copies the payload to the front of `buffer` and returns its length. Checks the CRC, if there is one, on
     /// the copy.
-    #[inline]
+    #[inline(always)]
     pub fn copy_to(&self, buffer: &mut [u8]) -> Result<usize, TryRecvError> {
         let needed = self.len();
         let Some(to) = buffer.get_mut(..needed) else {
@@ -194,7 +218,9 @@ impl Message<'_> {
         };
         self.memory().read(self.record.payload(), to);
         if self.record.shape.flags & FLAG_CRC32C != 0 && self.crc() != Some(crc32c::crc32c(to)) {
-            return Err(TryRecvError::BadCrc { sequence: self.cursor.sequence });
+            return Err(TryRecvError::BadCrc {
+                sequence: self.cursor.sequence,
+            });
         }
         Ok(needed)
     }
@@ -204,14 +230,16 @@ impl Message<'_> {
     pub fn read_at(&self, offset: usize, buffer: &mut [u8]) -> usize {
         let length = self.len().saturating_sub(offset).min(buffer.len());
         if length > 0 {
-            self.memory().read(self.record.payload() + offset, &mut buffer[..length]);
+            self.memory()
+                .read(self.record.payload() + offset, &mut buffer[..length]);
         }
         length
     }
 
     /// True unless the message has a CRC and its payload in the ring does not match it.
     pub fn crc_matches(&self) -> bool {
-        self.crc().is_none_or(|crc| crc == crc_of(self.memory(), self.record.payload(), self.len()))
+        self.crc()
+            .is_none_or(|crc| crc == crc_of(self.memory(), self.record.payload(), self.len()))
     }
 
     /// The payload in place.
@@ -239,7 +267,10 @@ pub struct Batch<'a> {
 impl Batch<'_> {
     /// The next message of the batch. `None` when it is used up or nothing more is there; why, says the next
     /// [`Receiver::peek`].
-    #[expect(clippy::should_implement_trait, reason = "the messages borrow from the batch")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "the messages borrow from the batch"
+    )]
     #[inline(always)]
     pub fn next(&mut self) -> Option<Message<'_>> {
         if self.left == 0 {
@@ -250,7 +281,12 @@ impl Batch<'_> {
         self.left -= 1;
         let cursor = consumer.next();
         consumer.pass(record.shape.size);
-        Some(Message { consumer, record, cursor, in_batch: true })
+        Some(Message {
+            consumer,
+            record,
+            cursor,
+            in_batch: true,
+        })
     }
 }
 

@@ -62,9 +62,14 @@ impl FromStr for Uuid {
     fn from_str(text: &str) -> Result<Uuid> {
         let wrong = || Error::Invalid {
             what: "uuid",
-            why: format!("'{text}' is not of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx in hexadecimal"),
+            why: format!(
+                "'{text}' is not of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx in hexadecimal"
+            ),
         };
-        let dashes = text.bytes().enumerate().all(|(i, b)| (b == b'-') == [8, 13, 18, 23].contains(&i));
+        let dashes = text
+            .bytes()
+            .enumerate()
+            .all(|(i, b)| (b == b'-') == [8, 13, 18, 23].contains(&i));
         if text.len() != 36 || !dashes {
             return Err(wrong());
         }
@@ -95,7 +100,9 @@ impl Kind {
     }
 
     fn from_number(number: u32) -> Option<Kind> {
-        [Kind::Local, Kind::Source, Kind::Mirror].into_iter().find(|k| k.number() == number)
+        [Kind::Local, Kind::Source, Kind::Mirror]
+            .into_iter()
+            .find(|k| k.number() == number)
     }
 
     /// "local", "source" or "mirror".
@@ -213,10 +220,24 @@ impl Ring {
         let page = page_size() as u64;
         let invalid = |what, why| Err(Error::Invalid { what, why });
         if !(layout::MIN_CAPACITY..=layout::MAX_CAPACITY).contains(&spec.capacity) {
-            return invalid("capacity", format!("{} bytes; give {} to {}", spec.capacity, layout::MIN_CAPACITY, layout::MAX_CAPACITY));
+            return invalid(
+                "capacity",
+                format!(
+                    "{} bytes; give {} to {}",
+                    spec.capacity,
+                    layout::MIN_CAPACITY,
+                    layout::MAX_CAPACITY
+                ),
+            );
         }
         if !spec.start.position.is_multiple_of(8) || spec.start.position >= layout::MAX_POSITION {
-            return invalid("start", format!("position {}; give a multiple of 8 below 2^63", spec.start.position));
+            return invalid(
+                "start",
+                format!(
+                    "position {}; give a multiple of 8 below 2^63",
+                    spec.start.position
+                ),
+            );
         }
         let random = |path: &Path, e| Error::system("get random bytes for", path, e);
         let uuid = Uuid::random().map_err(|e| random(directory.path(), e))?;
@@ -231,7 +252,9 @@ impl Ring {
             lock_slot: spec.lock_slot,
             data_offset: page,
             capacity: spec.capacity.next_multiple_of(page),
-            created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            created: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |d| d.as_nanos() as u64),
             nonce: spec.nonce.unwrap_or(u64::from_le_bytes(nonce)),
             uuid: uuid.0,
             from: spec.from.0,
@@ -240,10 +263,20 @@ impl Ring {
         let fresh = FreshFile::new(directory.path(), &path, spec.mode)?;
         let size = header.data_offset + header.capacity;
         reserve_space(&fresh.file, &path, size)?;
-        let mapping = Mapping::new(&fresh.file, &path, header.data_offset as usize, header.capacity as usize)?;
+        let mapping = Mapping::new(
+            &fresh.file,
+            &path,
+            header.data_offset as usize,
+            header.capacity as usize,
+        )?;
         let mapping = Arc::new(mapping);
-        Mapped::new(mapping.clone()).control().initialise(&header, spec.start);
-        let info = fresh.file.metadata().map_err(|e| Error::system("inspect", &path, e))?;
+        Mapped::new(mapping.clone())
+            .control()
+            .initialise(&header, spec.start);
+        let info = fresh
+            .file
+            .metadata()
+            .map_err(|e| Error::system("inspect", &path, e))?;
         fresh.publish(&path)?;
         Ok(Ring {
             inner: Arc::new(Inner {
@@ -266,13 +299,20 @@ impl Ring {
             .custom_flags(OFlag::O_NOFOLLOW.bits() | OFlag::O_NONBLOCK.bits())
             .open(&path)
             .map_err(|e| Error::system("open", &path, e))?;
-        let info = file.metadata().map_err(|e| Error::system("inspect", &path, e))?;
+        let info = file
+            .metadata()
+            .map_err(|e| Error::system("inspect", &path, e))?;
         let (header, kind) = read_header(&file, &path, &info, uuid)?;
         if info.blocks() * 512 < header.data_offset + header.capacity {
             // Holes: without memory behind them a store would end the process when the file system is full.
             reserve_space(&file, &path, header.data_offset + header.capacity)?;
         }
-        let mapping = Mapping::new(&file, &path, header.data_offset as usize, header.capacity as usize)?;
+        let mapping = Mapping::new(
+            &file,
+            &path,
+            header.data_offset as usize,
+            header.capacity as usize,
+        )?;
         Ok(Ring {
             inner: Arc::new(Inner {
                 header,
@@ -316,7 +356,9 @@ impl Ring {
             return Err(self.wrong_role(Role::Producer));
         }
         if self.control(|c| c.receiver_signal.word.load(Relaxed)) & SIGNAL_CLOSED != 0 {
-            return Err(Error::Closed { path: self.path().into() });
+            return Err(Error::Closed {
+                path: self.path().into(),
+            });
         }
         let lock = self.take(Role::Producer)?;
         Sender::attach(self.clone(), lock)
@@ -336,7 +378,11 @@ impl Ring {
         if self.kind() != Kind::Mirror {
             return Err(Error::Invalid {
                 what: "mirror writer",
-                why: format!("{} is a {} ring; only a mirror is written by position", self.path().display(), self.kind().name()),
+                why: format!(
+                    "{} is a {} ring; only a mirror is written by position",
+                    self.path().display(),
+                    self.kind().name()
+                ),
             });
         }
         let lock = self.take(Role::Producer)?;
@@ -344,17 +390,29 @@ impl Ring {
     }
 
     fn wrong_role(&self, role: Role) -> Error {
-        Error::WrongRole { path: self.path().into(), role: role.name(), kind: self.kind().name() }
+        Error::WrongRole {
+            path: self.path().into(),
+            role: role.name(),
+            kind: self.kind().name(),
+        }
     }
 
     pub(crate) fn take(&self, role: Role) -> Result<RoleLock> {
-        let taken = self.inner.directory.locks.try_take(self.inner.header.lock_slot, role)?;
+        let taken = self
+            .inner
+            .directory
+            .locks
+            .try_take(self.inner.header.lock_slot, role)?;
         taken.ok_or_else(|| {
             let pid = self.control(|c| match role {
                 Role::Consumer => c.consumer_info.pid.load(Relaxed), // a diagnostic
                 _ => c.producer_info.pid.load(Relaxed),
             });
-            Error::Busy { path: self.path().into(), role: role.name(), pid }
+            Error::Busy {
+                path: self.path().into(),
+                role: role.name(),
+                pid,
+            }
         })
     }
 
@@ -367,7 +425,10 @@ impl Ring {
     }
 
     pub(crate) fn damaged(&self, damage: Damage) -> Error {
-        Error::Damaged { path: self.path().into(), damage }
+        Error::Damaged {
+            path: self.path().into(),
+            damage,
+        }
     }
 
     /// Ends the ring: senders are refused from now on, receivers get what is there and then `Closed`. Waits up
@@ -377,13 +438,21 @@ impl Ring {
         let begun = Instant::now();
         let memory = self.mapped();
         loop {
-            let lock = self.inner.directory.locks.try_take(self.inner.header.lock_slot, Role::Producer)?;
+            let lock = self
+                .inner
+                .directory
+                .locks
+                .try_take(self.inner.header.lock_slot, Role::Producer)?;
             let end = producer::close(&memory, self.inner.header.nonce, || lock.is_some());
             match end.map_err(|d| self.damaged(d))? {
                 Some(end) => return Ok(end),
                 None if begun.elapsed() >= patience => {
                     let pid = memory.control().producer_info.pid.load(Relaxed); // a diagnostic
-                    return Err(Error::Busy { path: self.path().into(), role: "producer", pid });
+                    return Err(Error::Busy {
+                        path: self.path().into(),
+                        role: "producer",
+                        pid,
+                    });
                 }
                 None => std::thread::sleep(Duration::from_millis(1)),
             }
@@ -398,7 +467,8 @@ impl Ring {
     /// Checks that the ring's name still means the file that is mapped, and that it was not cut short: a plain
     /// `rm` and another program's truncation show here. Costs a system call.
     pub fn check_file(&self) -> Result<()> {
-        let info = std::fs::symlink_metadata(self.path()).map_err(|e| Error::system("inspect", self.path(), e))?;
+        let info = std::fs::symlink_metadata(self.path())
+            .map_err(|e| Error::system("inspect", self.path(), e))?;
         let size = self.inner.header.data_offset + self.inner.header.capacity;
         let why = if (info.dev(), info.ino()) != self.inner.identity {
             "it is another file than the one that is mapped".to_string()
@@ -407,19 +477,26 @@ impl Ring {
         } else {
             return Ok(());
         };
-        Err(Error::BadFile { path: self.path().into(), why })
+        Err(Error::BadFile {
+            path: self.path().into(),
+            why,
+        })
     }
 
     /// Cursors and counters now.
     pub fn status(&self) -> Status {
         self.control(|c| {
             // Each cursor is consistent in itself; a writer that is too fast gives the last value that was.
-            let read = |slots: &layout::CursorSlots| slots.read().unwrap_or_else(|| slots.recover());
+            let read =
+                |slots: &layout::CursorSlots| slots.read().unwrap_or_else(|| slots.recover());
             let (released, head) = (read(&c.released.cursor), read(&c.head.cursor));
             let tail = read(&c.producer.tail);
             let side = |info: &layout::InfoLine| {
                 // Relaxed: diagnostics, each on its own.
-                let (small, large) = (|n: &AtomicU32| n.load(Relaxed), |n: &AtomicU64| n.load(Relaxed));
+                let (small, large) = (
+                    |n: &AtomicU32| n.load(Relaxed),
+                    |n: &AtomicU64| n.load(Relaxed),
+                );
                 SideStatus {
                     pid: small(&info.pid),
                     fences: small(&info.fences) != 0,
@@ -454,8 +531,18 @@ pub(crate) fn sign(info: &layout::InfoLine, fences: bool) {
 }
 
 /// Reads and checks a ring file's header. Nothing of it is read again later.
-fn read_header(file: &File, path: &Path, info: &std::fs::Metadata, uuid: Uuid) -> Result<(Header, Kind)> {
-    let bad = |why: String| Err(Error::BadFile { path: path.into(), why });
+fn read_header(
+    file: &File,
+    path: &Path,
+    info: &std::fs::Metadata,
+    uuid: Uuid,
+) -> Result<(Header, Kind)> {
+    let bad = |why: String| {
+        Err(Error::BadFile {
+            path: path.into(),
+            why,
+        })
+    };
     if !info.is_file() {
         return bad("it is not a regular file".into());
     }
@@ -463,33 +550,64 @@ fn read_header(file: &File, path: &Path, info: &std::fs::Metadata, uuid: Uuid) -
     if info.len() < bytes.len() as u64 {
         return bad(format!("it has {} bytes, less than a header", info.len()));
     }
-    file.read_exact_at(&mut bytes, 0).map_err(|e| Error::system("read", path, e))?;
+    file.read_exact_at(&mut bytes, 0)
+        .map_err(|e| Error::system("read", path, e))?;
     let (header, sound) = Header::parse(&bytes);
     if header.magic != layout::MAGIC {
-        return Err(Error::NotARing { path: path.into(), found: header.magic });
+        return Err(Error::NotARing {
+            path: path.into(),
+            found: header.magic,
+        });
     }
     if header.major != layout::LAYOUT_MAJOR {
-        return Err(Error::Layout { path: path.into(), found: header.major, ours: layout::LAYOUT_MAJOR });
+        return Err(Error::Layout {
+            path: path.into(),
+            found: header.major,
+            ours: layout::LAYOUT_MAJOR,
+        });
     }
     if !sound {
         return bad("the check of its header is wrong".into());
     }
     let Some(kind) = Kind::from_number(header.role) else {
-        return bad(format!("its role is {}, which is none of 1, 2 and 3", header.role));
+        return bad(format!(
+            "its role is {}, which is none of 1, 2 and 3",
+            header.role
+        ));
     };
     let page = page_size() as u64;
-    let Header { data_offset, capacity, .. } = header;
-    if data_offset < layout::CONTROL_SIZE as u64 || data_offset > 1 << 20 || !data_offset.is_multiple_of(page) {
-        return bad(format!("its data offset is {data_offset}, not a multiple of the page size {page}"));
+    let Header {
+        data_offset,
+        capacity,
+        ..
+    } = header;
+    if data_offset < layout::CONTROL_SIZE as u64
+        || data_offset > 1 << 20
+        || !data_offset.is_multiple_of(page)
+    {
+        return bad(format!(
+            "its data offset is {data_offset}, not a multiple of the page size {page}"
+        ));
     }
-    if !(layout::MIN_CAPACITY..=layout::MAX_CAPACITY).contains(&capacity) || !capacity.is_multiple_of(page) {
-        return bad(format!("its capacity is {capacity}, not a multiple of the page size {page}"));
+    if !(layout::MIN_CAPACITY..=layout::MAX_CAPACITY).contains(&capacity)
+        || !capacity.is_multiple_of(page)
+    {
+        return bad(format!(
+            "its capacity is {capacity}, not a multiple of the page size {page}"
+        ));
     }
     if info.len() < data_offset + capacity {
-        return bad(format!("it has {} bytes, its header says {}", info.len(), data_offset + capacity));
+        return bad(format!(
+            "it has {} bytes, its header says {}",
+            info.len(),
+            data_offset + capacity
+        ));
     }
     if header.uuid != uuid.0 {
-        return bad(format!("its header says that it is ring {}", Uuid(header.uuid)));
+        return bad(format!(
+            "its header says that it is ring {}",
+            Uuid(header.uuid)
+        ));
     }
     Ok((header, kind))
 }
@@ -500,7 +618,10 @@ fn reserve_space(file: &File, path: &Path, size: u64) -> Result<()> {
         return match nix::fcntl::posix_fallocate(file, 0, size as i64) {
             Ok(()) => Ok(()),
             Err(nix::Error::EINTR) => continue,
-            Err(nix::Error::ENOSPC | nix::Error::EFBIG) => Err(Error::NoSpace { path: path.into(), needed: size }),
+            Err(nix::Error::ENOSPC | nix::Error::EFBIG) => Err(Error::NoSpace {
+                path: path.into(),
+                needed: size,
+            }),
             Err(e) => Err(Error::system("allocate", path, e.into())),
         };
     }
@@ -521,9 +642,15 @@ impl FreshFile {
         if Path::new("/proc/self/fd").exists()
             && let Ok(fd) = nix::fcntl::open(directory, flags, mode_bits)
         {
-            return Ok(FreshFile { file: fd.into(), passing_name: None });
+            return Ok(FreshFile {
+                file: fd.into(),
+                passing_name: None,
+            });
         }
-        let passing = directory.join(format!(".{}.new", path.file_name().unwrap_or_default().display()));
+        let passing = directory.join(format!(
+            ".{}.new",
+            path.file_name().unwrap_or_default().display()
+        ));
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -531,7 +658,10 @@ impl FreshFile {
             .mode(mode)
             .open(&passing)
             .map_err(|e| Error::system("create", path, e))?;
-        Ok(FreshFile { file, passing_name: Some(passing) })
+        Ok(FreshFile {
+            file,
+            passing_name: Some(passing),
+        })
     }
 
     /// Gives the file its name.

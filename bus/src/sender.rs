@@ -40,9 +40,18 @@ impl Sender {
         let fence = wait::register();
         let memory = ring.mapped();
         sign(&memory.control().producer_info, fence);
-        let producer = Producer::attach(memory, ring.header().nonce, fence).map_err(|d| ring.damaged(d))?;
-        let waiter = Waiter { spin: wait::DEFAULT_SPIN };
-        Ok(Sender { producer, trace_id: 0, waiter, ring, _role: role })
+        let producer =
+            Producer::attach(memory, ring.header().nonce, fence).map_err(|d| ring.damaged(d))?;
+        let waiter = Waiter {
+            spin: wait::DEFAULT_SPIN,
+        };
+        Ok(Sender {
+            producer,
+            trace_id: 0,
+            waiter,
+            ring,
+            _role: role,
+        })
     }
 
     /// The ring that it sends into.
@@ -93,7 +102,9 @@ impl Sender {
 
     /// Sends one message made of several parts.
     pub fn try_send_vectored(&mut self, parts: &[IoSlice<'_>]) -> Result<(), TrySendError> {
-        let length = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
+        let length = parts
+            .iter()
+            .fold(0usize, |sum, part| sum.saturating_add(part.len()));
         let begun = self.begin(length)?;
         let mut at = begun.payload();
         for part in parts {
@@ -109,7 +120,10 @@ impl Sender {
     #[inline]
     pub fn reserve(&mut self, length: usize) -> Result<Reservation<'_>, TrySendError> {
         let begun = self.begin(length)?;
-        Ok(Reservation { sender: self, begun: Some(begun) })
+        Ok(Reservation {
+            sender: self,
+            begun: Some(begun),
+        })
     }
 
     /// Sends messages until one is refused, with one look at the receiver for all. Returns how many were
@@ -126,7 +140,11 @@ impl Sender {
             let payload = message.as_ref();
             match batch.sender.begin(payload.len()) {
                 Ok(begun) => {
-                    batch.sender.producer.memory().write(begun.payload(), payload);
+                    batch
+                        .sender
+                        .producer
+                        .memory()
+                        .write(begun.payload(), payload);
                     batch.sender.extend(begun, payload.len());
                     batch.sender.producer.commit_quietly(begun, payload.len());
                     accepted += 1;
@@ -147,12 +165,20 @@ impl Sender {
     /// Waits until a message of `length` bytes has room, polling at first and then sleeping. `Full` when the
     /// timeout has passed.
     pub fn wait(&mut self, length: usize, timeout: Duration) -> Result<(), TrySendError> {
-        let Sender { producer, waiter, ring, .. } = self;
+        let Sender {
+            producer,
+            waiter,
+            ring,
+            ..
+        } = self;
         let memory = ring.mapped();
         let control = memory.control();
-        let room = waiter.wait(&control.sender_signal.word, &control.producer_info, timeout, || {
-            producer.has_room(length).then_some(())
-        });
+        let room = waiter.wait(
+            &control.sender_signal.word,
+            &control.producer_info,
+            timeout,
+            || producer.has_room(length).then_some(()),
+        );
         match room {
             None => Err(TrySendError::Full),
             Some(()) => {
@@ -176,9 +202,12 @@ impl Sender {
         match refusal {
             Refusal::Full => TrySendError::Full,
             Refusal::Closed => TrySendError::Closed,
-            Refusal::TooLong => TrySendError::TooLong { length, max: self.max_len() },
+            Refusal::TooLong => TrySendError::TooLong {
+                length,
+                max: self.max_len(),
+            },
             Refusal::Forked => TrySendError::Failed(Box::new(Error::Forked)),
-            Refusal::Damaged(damage) => TrySendError::Failed(Box::new(self.ring.damaged(damage))),
+            Refusal::Damaged(damage) => TrySendError::Failed(Box::new(self.ring.damaged(*damage))),
         }
     }
 
@@ -245,7 +274,8 @@ pub struct Reservation<'a> {
 
 impl Reservation<'_> {
     fn begun(&self) -> Begun {
-        self.begun.expect("taken by commit only, which ends the reservation")
+        self.begun
+            .expect("taken by commit only, which ends the reservation")
     }
 
     /// Bytes reserved.
@@ -271,7 +301,10 @@ impl Reservation<'_> {
             bytes.len(),
             self.len()
         );
-        self.sender.producer.memory().write(self.begun().payload() + offset, bytes);
+        self.sender
+            .producer
+            .memory()
+            .write(self.begun().payload() + offset, bytes);
     }
 
     /// The reserved bytes in place. They hold what an older message left there.
@@ -298,7 +331,11 @@ impl Reservation<'_> {
     /// If `length` is more than was reserved.
     #[inline]
     pub fn commit_first(mut self, length: usize) {
-        assert!(length <= self.len(), "{length} bytes of a reservation of {}", self.len());
+        assert!(
+            length <= self.len(),
+            "{length} bytes of a reservation of {}",
+            self.len()
+        );
         let begun = self.begun.take().expect("taken here only");
         self.sender.extend(begun, length);
         self.sender.producer.commit(begun, length);

@@ -14,7 +14,10 @@ use std::sync::Arc;
 
 /// The system's page size, bytes.
 pub(crate) fn page_size() -> usize {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |n| n as usize)
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .map_or(4096, |n| n as usize)
 }
 
 /// A ring file in memory: [control | data | data again].
@@ -39,19 +42,36 @@ impl Mapping {
         let total = data_offset + 2 * capacity;
         let length = NonZeroUsize::new(total).expect("a capacity is not zero");
         // SAFETY: a fresh reservation, at an address of the kernel's choice.
-        let base = unsafe { nix::sys::mman::mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE) }
-            .map_err(|e| fail("reserve address space for", e))?
-            .cast::<u8>();
-        let mapping = Mapping { base, data_offset, capacity, generation: fork::generation() };
-        let parts = [(0, data_offset + capacity, 0), (data_offset + capacity, capacity, data_offset)];
+        let base = unsafe {
+            nix::sys::mman::mmap_anonymous(
+                None,
+                length,
+                ProtFlags::PROT_NONE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )
+        }
+        .map_err(|e| fail("reserve address space for", e))?
+        .cast::<u8>();
+        let mapping = Mapping {
+            base,
+            data_offset,
+            capacity,
+            generation: fork::generation(),
+        };
+        let parts = [
+            (0, data_offset + capacity, 0),
+            (data_offset + capacity, capacity, data_offset),
+        ];
         for (at, length, file_offset) in parts {
             let address = NonZeroUsize::new(base.as_ptr() as usize + at);
             let length = NonZeroUsize::new(length).expect("a capacity is not zero");
             let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
             let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
             // SAFETY: replaces pages of the reservation above, which nobody uses yet; on failure Drop unmaps.
-            unsafe { nix::sys::mman::mmap(address, length, protection, flags, file, file_offset as i64) }
-                .map_err(|e| fail("map", e))?;
+            unsafe {
+                nix::sys::mman::mmap(address, length, protection, flags, file, file_offset as i64)
+            }
+            .map_err(|e| fail("map", e))?;
         }
         fork::hold(Held::Mapping(base.as_ptr() as usize, total));
         Ok(mapping)
@@ -62,7 +82,9 @@ impl Mapping {
         let length = self.data_offset + 2 * self.capacity;
         // SAFETY: the range is ours; POPULATE_WRITE changes no byte. An old kernel refuses it, which only means
         // that the faults come later.
-        let _ = unsafe { nix::sys::mman::madvise(self.base.cast(), length, MmapAdvise::MADV_POPULATE_WRITE) };
+        let _ = unsafe {
+            nix::sys::mman::madvise(self.base.cast(), length, MmapAdvise::MADV_POPULATE_WRITE)
+        };
     }
 }
 

@@ -9,7 +9,15 @@ pub(crate) fn futex_wait(word: &AtomicU32, value: u32, timeout: Duration) -> boo
     let time = timespec(timeout);
     // SAFETY: word and time are valid for the call; the kernel reads the word atomically. Not FUTEX_PRIVATE:
     // the other side is another process.
-    let result = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const time) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT,
+            value,
+            &raw const time,
+        )
+    };
     result < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ETIMEDOUT)
 }
 
@@ -33,7 +41,12 @@ pub(crate) fn futex_wait_any(words: &[(&AtomicU32, u32)], timeout: Duration) -> 
         reserved: u32,
     }
     const FUTEX2_SIZE_U32: u32 = 2;
-    let mut waiters = [Waiter { value: 0, address: 0, flags: FUTEX2_SIZE_U32, reserved: 0 }; FUTEX_WAIT_ANY_MAX];
+    let mut waiters = [Waiter {
+        value: 0,
+        address: 0,
+        flags: FUTEX2_SIZE_U32,
+        reserved: 0,
+    }; FUTEX_WAIT_ANY_MAX];
     let count = words.len().min(FUTEX_WAIT_ANY_MAX);
     for (waiter, (word, value)) in waiters.iter_mut().zip(words) {
         waiter.value = u64::from(*value);
@@ -46,7 +59,14 @@ pub(crate) fn futex_wait_any(words: &[(&AtomicU32, u32)], timeout: Duration) -> 
     let end = timespec(end);
     // SAFETY: waiters has at least `count` entries whose addresses are live words; end is valid.
     let result = unsafe {
-        libc::syscall(libc::SYS_futex_waitv, waiters.as_ptr(), count, 0, &raw const end, libc::CLOCK_MONOTONIC)
+        libc::syscall(
+            libc::SYS_futex_waitv,
+            waiters.as_ptr(),
+            count,
+            0,
+            &raw const end,
+            libc::CLOCK_MONOTONIC,
+        )
     };
     result >= 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
@@ -61,13 +81,27 @@ fn timespec(duration: Duration) -> libc::timespec {
 /// Registers this process for [`membarrier`]s of others. False if the kernel refuses.
 pub(crate) fn membarrier_register() -> bool {
     // SAFETY: takes no pointers.
-    unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0 }
+    unsafe {
+        libc::syscall(
+            libc::SYS_membarrier,
+            libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED,
+            0,
+            0,
+        ) == 0
+    }
 }
 
 /// A full barrier on every processor that runs a registered process. False if the kernel refuses.
 pub(crate) fn membarrier() -> bool {
     // SAFETY: takes no pointers.
-    unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) == 0 }
+    unsafe {
+        libc::syscall(
+            libc::SYS_membarrier,
+            libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED,
+            0,
+            0,
+        ) == 0
+    }
 }
 
 /// Fills `bytes` with random bytes from the kernel.
@@ -75,7 +109,8 @@ pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         // SAFETY: the range is valid for writing.
-        let n = unsafe { libc::getrandom(bytes[done..].as_mut_ptr().cast(), bytes.len() - done, 0) };
+        let n =
+            unsafe { libc::getrandom(bytes[done..].as_mut_ptr().cast(), bytes.len() - done, 0) };
         match n {
             n if n > 0 => done += n as usize,
             _ => {

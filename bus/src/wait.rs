@@ -22,7 +22,8 @@ pub(crate) fn register() -> bool {
     use std::sync::OnceLock;
     static FENCE: OnceLock<bool> = OnceLock::new();
     *FENCE.get_or_init(|| {
-        std::env::var_os("TBUS_FENCE").is_some_and(|v| v == "1") || !crate::sys::membarrier_register()
+        std::env::var_os("TBUS_FENCE").is_some_and(|v| v == "1")
+            || !crate::sys::membarrier_register()
     })
 }
 

@@ -30,7 +30,13 @@ struct Page(MmapRaw);
 impl Page {
     fn open(directory: &Path) -> Page {
         let path = directory.join("page");
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap();
         file.set_len(4096).unwrap();
         Page(MmapRaw::map_raw(&file).unwrap())
     }
@@ -52,7 +58,11 @@ fn scramble(mut z: u64) -> u64 {
 /// The message with this sequence: any length, every byte known.
 fn payload(sequence: u64, buffer: &mut Vec<u8>) {
     let random = scramble(sequence);
-    let length = if random.is_multiple_of(50) { random >> 8 & 0x1fff } else { random >> 8 & 0xff };
+    let length = if random.is_multiple_of(50) {
+        random >> 8 & 0x1fff
+    } else {
+        random >> 8 & 0xff
+    };
     buffer.clear();
     buffer.extend((0..length).map(|i| (random >> (i & 31)) as u8 ^ i as u8));
 }
@@ -62,7 +72,10 @@ fn send(ring: &Ring, page: &Page) {
     let mut sender = ring.sender().unwrap();
     let known = page.word(ACCEPTED).load(SeqCst);
     let begin = sender.next().sequence;
-    assert!(begin >= known, "messages {begin}..{known} were accepted and are gone");
+    assert!(
+        begin >= known,
+        "messages {begin}..{known} were accepted and are gone"
+    );
     let mut messages = vec![Vec::new(); 8];
     while page.word(STOP).load(SeqCst) == 0 {
         let next = sender.next().sequence;
@@ -80,7 +93,9 @@ fn send(ring: &Ring, page: &Page) {
         };
         match result {
             Ok(()) => page.word(ACCEPTED).store(sender.next().sequence, SeqCst),
-            Err(TrySendError::Full) => drop(sender.wait(messages[0].len(), Duration::from_millis(20))),
+            Err(TrySendError::Full) => {
+                drop(sender.wait(messages[0].len(), Duration::from_millis(20)))
+            }
             Err(error) => panic!("{error}"),
         }
     }
@@ -92,7 +107,10 @@ fn receive(ring: &Ring, page: &Page) {
     let noted = page.word(NOTED).load(SeqCst);
     let begin = receiver.next().sequence;
     // One message, or one batch, may have been noted and not released.
-    assert!(begin <= noted && begin + 8 >= noted, "the last receiver noted {noted}, this one begins at {begin}");
+    assert!(
+        begin <= noted && begin + 8 >= noted,
+        "the last receiver noted {noted}, this one begins at {begin}"
+    );
     page.word(REREAD).fetch_add(noted - begin, SeqCst);
     let (mut expected, mut sequence) = (Vec::new(), begin);
     let mut check = |sequence: u64, message: &tbus::Message<'_>| {
@@ -130,10 +148,18 @@ fn receive(ring: &Ring, page: &Page) {
 /// Not a test: what the other processes run.
 #[test]
 fn child_process() {
-    let Ok(role) = std::env::var(ROLE) else { return };
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
     let place = PathBuf::from(std::env::var_os(PLACE).unwrap());
     let directory = Directory::open(place.parent().unwrap()).unwrap();
-    let uuid: Uuid = place.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let uuid: Uuid = place
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     let ring = Ring::open(&directory, uuid).unwrap();
     let page = Page::open(directory.path());
     match role.as_str() {
@@ -149,7 +175,10 @@ impl Process {
     fn start(role: &str, ring: &Ring) -> Process {
         let place = ring.path().parent().unwrap().join(ring.uuid().to_string());
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "child_process", "--nocapture"]).env(ROLE, role).env(PLACE, place);
+        command
+            .args(["--exact", "child_process", "--nocapture"])
+            .env(ROLE, role)
+            .env(PLACE, place);
         Process(command.stdout(Stdio::null()).spawn().unwrap())
     }
 
@@ -158,7 +187,11 @@ impl Process {
         use std::os::unix::process::ExitStatusExt;
         self.0.kill().unwrap();
         let status = self.0.wait().unwrap();
-        assert_eq!(status.signal(), Some(9), "it ended by itself before: its reason stands above");
+        assert_eq!(
+            status.signal(),
+            Some(9),
+            "it ended by itself before: its reason stands above"
+        );
     }
 
     fn end(&mut self) {
@@ -190,7 +223,10 @@ impl Drop for Scratch {
 }
 
 fn from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
 }
 
 /// Waits until the victims have attached.
@@ -200,7 +236,11 @@ fn await_attach(ring: &Ring, processes: &[Process; 2], victims: &[usize]) {
         let status = ring.status();
         [status.producer.pid, status.consumer.pid][*victim] != processes[*victim].0.id()
     }) {
-        assert!(begun.elapsed() < Duration::from_secs(20), "no attach: {:?}", ring.status());
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "no attach: {:?}",
+            ring.status()
+        );
         std::thread::sleep(Duration::from_micros(100));
     }
 }
@@ -212,18 +252,29 @@ static TURN: Mutex<()> = Mutex::new(());
 fn kill(name: &str, victims: &[usize]) {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let shm = Path::new("/dev/shm");
-    let base = if shm.is_dir() { shm.to_path_buf() } else { std::env::temp_dir() };
+    let base = if shm.is_dir() {
+        shm.to_path_buf()
+    } else {
+        std::env::temp_dir()
+    };
     let scratch = Scratch(base.join(format!("tbus-kill-{name}-{}", std::process::id())));
     let directory = Directory::create(&scratch.0).unwrap();
-    let ring = Ring::create(&directory, &RingSpec::local(CAPACITY, Address(1), Address(2))).unwrap();
+    let ring = Ring::create(
+        &directory,
+        &RingSpec::local(CAPACITY, Address(1), Address(2)),
+    )
+    .unwrap();
     let page = Page::open(&scratch.0);
     let roles = ["send", "receive"];
     let mut processes = roles.map(|role| Process::start(role, &ring));
-    let (kills, seed) = (from_environment("TBUS_KILLS", 200), from_environment("TBUS_SEED", 1));
+    let (kills, seed) = (
+        from_environment("TBUS_KILLS", 200),
+        from_environment("TBUS_SEED", 1),
+    );
     println!("{name}: TBUS_SEED={seed}");
     for kill in 0..kills {
         let random = scramble(seed << 32 ^ kill);
-        if random % 8 != 0 {
+        if !random.is_multiple_of(8) {
             // In the midst of the stream; else while it starts, or attaches.
             await_attach(&ring, &processes, victims);
         }
@@ -239,7 +290,11 @@ fn kill(name: &str, victims: &[usize]) {
     let settled = page.word(NOTED).load(SeqCst) + 10_000;
     let begun = Instant::now();
     while page.word(NOTED).load(SeqCst) < settled {
-        assert!(begun.elapsed() < Duration::from_secs(20), "no progress after the kills: {:?}", ring.status());
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "no progress after the kills: {:?}",
+            ring.status()
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
     page.word(STOP).store(1, SeqCst);
@@ -249,13 +304,19 @@ fn kill(name: &str, victims: &[usize]) {
     let status = ring.status();
     let [accepted, noted, reread] = [ACCEPTED, NOTED, REREAD].map(|w| page.word(w).load(SeqCst));
     println!("{name}: {kills} kills, {noted} messages, {reread} read again, {status:?}");
-    assert_eq!((status.tail.sequence, status.released.sequence), (noted, noted));
+    assert_eq!(
+        (status.tail.sequence, status.released.sequence),
+        (noted, noted)
+    );
     assert_eq!((accepted, status.unread_messages), (noted, 0));
     let attaches = kills + 1;
     let expected = [0, 1].map(|role| if victims.contains(&role) { attaches } else { 1 });
     // A victim may die before it has attached.
     assert!(status.producer.attaches <= expected[0] && status.consumer.attaches <= expected[1]);
-    assert!(status.producer.attaches + status.consumer.attaches > kills * 3 / 4, "hardly any attached: {status:?}");
+    assert!(
+        status.producer.attaches + status.consumer.attaches > kills * 3 / 4,
+        "hardly any attached: {status:?}"
+    );
     if !victims.contains(&1) {
         assert_eq!(reread, 0, "the receiver was never killed");
     }

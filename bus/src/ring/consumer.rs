@@ -13,7 +13,8 @@ pub(crate) enum Nothing {
     Empty,
     Closed,
     Forked,
-    Damaged(Damage),
+    /// Boxed, so that the common answers fit registers.
+    Damaged(Box<Damage>),
 }
 
 /// What says that a record is there.
@@ -84,7 +85,7 @@ pub(crate) struct Consumer<M> {
     dry_at: u64,
     empty_polls: u32,
     pause: u32,
-    damage: Option<Damage>,
+    damage: Option<Box<Damage>>,
 }
 
 impl<M: Memory> Consumer<M> {
@@ -114,7 +115,11 @@ impl<M: Memory> Consumer<M> {
             offset,
             lap: next.position - offset as u64,
             sequence: next.sequence,
-            limit: if gate == Gate::CommitWord { u64::MAX } else { next.position },
+            limit: if gate == Gate::CommitWord {
+                u64::MAX
+            } else {
+                next.position
+            },
             head: head.position,
             head_due: next.position + capacity / HEAD_PER_LAP,
             fence,
@@ -144,7 +149,10 @@ impl<M: Memory> Consumer<M> {
     /// Position and sequence of the next message.
     #[inline(always)]
     pub fn next(&self) -> Cursor {
-        Cursor { position: self.position(), sequence: self.sequence }
+        Cursor {
+            position: self.position(),
+            sequence: self.sequence,
+        }
     }
 
     /// The next record, which stays in the ring until [`Self::release`].
@@ -163,7 +171,10 @@ impl<M: Memory> Consumer<M> {
         // Relaxed: ordered by the Acquire above. Read once: the word may change at any time.
         let second = self.memory.word(self.offset + 8).load(Relaxed);
         match Shape::read(second, position, self.max_payload) {
-            Ok(shape) if shape.size as u64 <= self.limit - position => Ok(Record { offset: self.offset, shape }),
+            Ok(shape) if shape.size as u64 <= self.limit - position => Ok(Record {
+                offset: self.offset,
+                shape,
+            }),
             Ok(shape) => Err(self.poison(Damage {
                 what: "record length",
                 position,
@@ -227,7 +238,8 @@ impl<M: Memory> Consumer<M> {
             fence(Ordering::SeqCst);
         }
         // Relaxed: a sleeping sender orders its raised bit against our head by membarrier, or we by the fence.
-        if control.sender_signal.word.load(Relaxed) != 0 && wait::wake(&control.sender_signal.word) {
+        if control.sender_signal.word.load(Relaxed) != 0 && wait::wake(&control.sender_signal.word)
+        {
             add(&control.consumer_info.wakes, 1);
         }
     }
@@ -243,7 +255,7 @@ impl<M: Memory> Consumer<M> {
         if tail == position {
             return Err(self.nothing());
         }
-        if tail < position || tail - position > self.capacity || tail % 8 != 0 {
+        if tail < position || tail - position > self.capacity || !tail.is_multiple_of(8) {
             return Err(self.poison(Damage {
                 what: "tail",
                 position: self.position(),
@@ -258,7 +270,7 @@ impl<M: Memory> Consumer<M> {
     /// No record at the position: the rare things that must be looked at sooner or later.
     #[cold]
     fn nothing(&mut self) -> Nothing {
-        if self.head != self.memory.control().released.cursor.recover().position {
+        if self.head != self.position() {
             self.publish_head();
         }
         if self.sequence == self.dry_at {
@@ -317,16 +329,24 @@ impl<M: Memory> Consumer<M> {
                 }
                 "a record here, since the tail is past it"
             }
-            Gate::Tail if self.position() < self.limit => "a record here, since the published tail is past it",
+            Gate::Tail if self.position() < self.limit => {
+                "a record here, since the published tail is past it"
+            }
             _ => return Nothing::Empty,
         };
         let found = self.memory.word(self.offset).load(Relaxed); // for the report only
-        self.poison(Damage { what: "commit word", position: self.position(), found: found.min(1), expected })
+        self.poison(Damage {
+            what: "commit word",
+            position: self.position(),
+            found: found.min(1),
+            expected,
+        })
     }
 
     #[cold]
     fn poison(&mut self, damage: Damage) -> Nothing {
         self.limit = 0;
+        let damage = Box::new(damage);
         self.damage = Some(damage.clone());
         Nothing::Damaged(damage)
     }

@@ -16,7 +16,10 @@ impl Heap {
     pub fn new(capacity: usize, start: Cursor) -> Arc<Heap> {
         let zero = || AtomicU64::new(0);
         let slots = || CursorSlots {
-            slots: [(); 2].map(|()| Slot { position: zero(), sequence: zero() }),
+            slots: [(); 2].map(|()| Slot {
+                position: zero(),
+                sequence: zero(),
+            }),
         };
         let info = || InfoLine {
             pid: AtomicU32::new(0),
@@ -28,22 +31,41 @@ impl Heap {
             overslept: zero(),
         };
         let control = Control {
-            header: HeaderLines { words: [(); Header::WORDS].map(|()| zero()) },
-            producer: ProducerLine { tail: slots(), started: zero() },
+            header: HeaderLines {
+                words: [(); Header::WORDS].map(|()| zero()),
+            },
+            producer: ProducerLine {
+                tail: slots(),
+                started: zero(),
+            },
             released: CursorLine { cursor: slots() },
             head: CursorLine { cursor: slots() },
-            receiver_signal: SignalLine { word: AtomicU32::new(0) },
-            sender_signal: SignalLine { word: AtomicU32::new(0) },
+            receiver_signal: SignalLine {
+                word: AtomicU32::new(0),
+            },
+            sender_signal: SignalLine {
+                word: AtomicU32::new(0),
+            },
             seal: SealLine { end: zero() },
-            notes: NotesLine { peer_uuid: [zero(), zero()], peer_head: slots() },
+            notes: NotesLine {
+                peer_uuid: [zero(), zero()],
+                peer_head: slots(),
+            },
             producer_info: info(),
             consumer_info: info(),
         };
-        for cursor in [&control.producer.tail, &control.released.cursor, &control.head.cursor] {
+        for cursor in [
+            &control.producer.tail,
+            &control.released.cursor,
+            &control.head.cursor,
+        ] {
             cursor.initialise(start);
         }
         control.producer.started.store(start.sequence, Relaxed); // nobody else has the ring yet
-        Arc::new(Heap { control, words: (0..capacity / 8).map(|_| zero()).collect() })
+        Arc::new(Heap {
+            control,
+            words: (0..capacity / 8).map(|_| zero()).collect(),
+        })
     }
 }
 
@@ -67,7 +89,8 @@ impl Memory for Arc<Heap> {
         for (index, chunk) in bytes.chunks(8).enumerate() {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
-            self.word(offset + 8 * index).store(u64::from_le_bytes(word), Relaxed); // published by the commit word
+            self.word(offset + 8 * index)
+                .store(u64::from_le_bytes(word), Relaxed); // published by the commit word
         }
     }
 

@@ -23,7 +23,9 @@ fn ring() -> Arc<Heap> {
 
 fn send(producer: &mut Producer<Arc<Heap>>, value: u64) -> Result<(), Refusal> {
     let begun = producer.begin(8)?;
-    producer.memory().write(begun.payload(), &value.to_le_bytes());
+    producer
+        .memory()
+        .write(begun.payload(), &value.to_le_bytes());
     producer.commit(begun, 8);
     Ok(())
 }
@@ -82,21 +84,39 @@ fn loom_cursor_is_never_torn() {
     loom::model(|| {
         let zero = || AtomicU64::new(0);
         let cursor = Arc::new(CursorSlots {
-            slots: [(); 2].map(|()| Slot { position: zero(), sequence: zero() }),
+            slots: [(); 2].map(|()| Slot {
+                position: zero(),
+                sequence: zero(),
+            }),
         });
         let writer = {
             let cursor = cursor.clone();
             thread::spawn(move || {
-                cursor.advance(Cursor { position: 8, sequence: 1 });
-                cursor.jump(Cursor { position: 24, sequence: 3 });
-                cursor.advance(Cursor { position: 32, sequence: 4 });
+                cursor.advance(Cursor {
+                    position: 8,
+                    sequence: 1,
+                });
+                cursor.jump(Cursor {
+                    position: 24,
+                    sequence: 3,
+                });
+                cursor.advance(Cursor {
+                    position: 32,
+                    sequence: 4,
+                });
             })
         };
         if let Some(seen) = cursor.read() {
             assert_eq!(seen.position, seen.sequence * 8, "{seen:?}");
         }
         writer.join().unwrap();
-        assert_eq!(cursor.recover(), Cursor { position: 32, sequence: 4 });
+        assert_eq!(
+            cursor.recover(),
+            Cursor {
+                position: 32,
+                sequence: 4
+            }
+        );
     });
 }
 
@@ -161,7 +181,9 @@ fn loom_receiver_misses_no_wake_up() {
             send(&mut producer, 7).unwrap();
         });
         let control = ring.clone();
-        let value = sleep_until(&control.control().receiver_signal.word, || receive(&mut consumer).ok());
+        let value = sleep_until(&control.control().receiver_signal.word, || {
+            receive(&mut consumer).ok()
+        });
         assert_eq!(value, 7);
         sender.join().unwrap();
     });
@@ -180,7 +202,9 @@ fn loom_sender_misses_no_wake_up() {
             assert_eq!(receive(&mut consumer), Ok(0));
         });
         let control = ring.clone();
-        sleep_until(&control.control().sender_signal.word, || producer.has_room(8).then_some(()));
+        sleep_until(&control.control().sender_signal.word, || {
+            producer.has_room(8).then_some(())
+        });
         send(&mut producer, 3).unwrap();
         receiver.join().unwrap();
     });

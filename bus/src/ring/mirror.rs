@@ -22,7 +22,12 @@ impl<M: Memory> Publisher<M> {
     pub fn attach(memory: M, nonce: u64, fence: bool) -> Result<Self, Damage> {
         let tail = check_cursor("tail", memory.control().producer.tail.recover())?;
         memory.control().producer.tail.jump(tail);
-        Ok(Publisher { memory, nonce, tail, fence })
+        Ok(Publisher {
+            memory,
+            nonce,
+            tail,
+            fence,
+        })
     }
 
     /// Up to where the ring is published.
@@ -36,9 +41,16 @@ impl<M: Memory> Publisher<M> {
         let capacity = self.memory.capacity() as u64;
         let head = self.memory.control().released.cursor.furthest();
         let end = position.saturating_add(bytes.len() as u64);
-        if position < self.tail.position || end > head.saturating_add(capacity) || end - position > capacity {
-            return Err(Damage { what: "write into the mirror", position, found: end,
-                expected: "a range between the tail and the consumer's position + capacity" });
+        if position < self.tail.position
+            || end > head.saturating_add(capacity)
+            || end - position > capacity
+        {
+            return Err(Damage {
+                what: "write into the mirror",
+                position,
+                found: end,
+                expected: "a range between the tail and the consumer's position + capacity",
+            });
         }
         self.memory.write((position % capacity) as usize, bytes);
         Ok(())
@@ -50,16 +62,24 @@ impl<M: Memory> Publisher<M> {
         let capacity = self.memory.capacity() as u64;
         let mut cursor = self.tail;
         if to < cursor.position || to - cursor.position > capacity {
-            return Err(Damage { what: "tail", position: cursor.position, found: to,
-                expected: "a position at most one capacity ahead" });
+            return Err(Damage {
+                what: "tail",
+                position: cursor.position,
+                found: to,
+                expected: "a position at most one capacity ahead",
+            });
         }
         while cursor.position < to {
             let offset = (cursor.position % capacity) as usize;
             // Acquire: the link says that the bytes are visible; this pairs with a local writer's Release.
             let word = self.memory.word(offset).load(Acquire);
             if word != commit_word(cursor.position, self.nonce) {
-                return Err(Damage { what: "commit word", position: cursor.position, found: word.min(1),
-                    expected: "the record that the peer announced" });
+                return Err(Damage {
+                    what: "commit word",
+                    position: cursor.position,
+                    found: word.min(1),
+                    expected: "the record that the peer announced",
+                });
             }
             let second = self.memory.word(offset + 8).load(Relaxed); // ordered by the Acquire above
             let shape = Shape::read(second, cursor.position, max_payload(capacity))?;
@@ -67,7 +87,12 @@ impl<M: Memory> Publisher<M> {
             cursor.sequence += 1;
         }
         if cursor.position != to {
-            return Err(Damage { what: "tail", position: cursor.position, found: to, expected: "the end of a record" });
+            return Err(Damage {
+                what: "tail",
+                position: cursor.position,
+                found: to,
+                expected: "the end of a record",
+            });
         }
         self.tail = cursor;
         let control = self.memory.control();

@@ -36,8 +36,16 @@ pub struct Damage {
 
 impl core::fmt::Display for Damage {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Damage { what, position, found, expected } = self;
-        write!(f, "{what} at position {position} is {found:#x}, expected {expected}")
+        let Damage {
+            what,
+            position,
+            found,
+            expected,
+        } = self;
+        write!(
+            f,
+            "{what} at position {position} is {found:#x}, expected {expected}"
+        )
     }
 }
 
@@ -66,7 +74,11 @@ impl Shape {
         }
         if flags == 0 {
             // Almost always. Apart, so that the next record's place waits for the length alone.
-            return Ok(Shape { flags, length, size: record_size(length) });
+            return Ok(Shape {
+                flags,
+                length,
+                size: record_size(length),
+            });
         }
         if flags & !FLAGS_KNOWN != 0 {
             return Err(Damage {
@@ -77,7 +89,11 @@ impl Shape {
             });
         }
         let size = record_size(extension_size(flags) + length);
-        Ok(Shape { flags, length, size })
+        Ok(Shape {
+            flags,
+            length,
+            size,
+        })
     }
 }
 
@@ -86,14 +102,24 @@ fn check_cursor(what: &'static str, cursor: Cursor) -> Result<Cursor, Damage> {
     let Cursor { position, sequence } = cursor;
     let limit = crate::layout::MAX_POSITION;
     if position >= limit || position % 8 != 0 || sequence > position / 16 && sequence >= limit {
-        return Err(Damage { what, position, found: sequence, expected: "a position below 2^63 that is a multiple of 8" });
+        return Err(Damage {
+            what,
+            position,
+            found: sequence,
+            expected: "a position below 2^63 that is a multiple of 8",
+        });
     }
     Ok(cursor)
 }
 
 /// Walks committed records from `from`, at most to `limit`; calls nothing, stores nothing. Returns the first
 /// position that has no committed record.
-fn roll_forward<M: memory::Memory>(memory: &M, from: Cursor, limit: u64, nonce: u64) -> Result<Cursor, Damage> {
+fn roll_forward<M: memory::Memory>(
+    memory: &M,
+    from: Cursor,
+    limit: u64,
+    nonce: u64,
+) -> Result<Cursor, Damage> {
     let capacity = memory.capacity() as u64;
     let mut cursor = from;
     let mut offset = (from.position % capacity) as usize;
@@ -108,10 +134,17 @@ fn roll_forward<M: memory::Memory>(memory: &M, from: Cursor, limit: u64, nonce: 
         let shape = Shape::read(second, cursor.position, max_payload(capacity))?;
         let next = cursor.position + shape.size as u64;
         if next > limit {
-            return Err(Damage { what: "record length", position: cursor.position, found: shape.length as u64,
-                expected: "a record that ends within the free part of the ring" });
+            return Err(Damage {
+                what: "record length",
+                position: cursor.position,
+                found: shape.length as u64,
+                expected: "a record that ends within the free part of the ring",
+            });
         }
-        cursor = Cursor { position: next, sequence: cursor.sequence + 1 };
+        cursor = Cursor {
+            position: next,
+            sequence: cursor.sequence + 1,
+        };
         offset = (offset + shape.size) % capacity as usize;
     }
     Ok(cursor)

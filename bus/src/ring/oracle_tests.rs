@@ -61,12 +61,20 @@ impl<M: Memory + Clone> Harness<M> {
         let producer = Producer::attach(memory.clone(), NONCE, false).unwrap();
         let consumer = Consumer::attach(memory.clone(), NONCE, Gate::CommitWord, false).unwrap();
         assert_eq!((producer.tail(), consumer.next()), (start, start));
-        Harness { memory, producer, consumer, model: VecDeque::new(), sent: 0 }
+        Harness {
+            memory,
+            producer,
+            consumer,
+            model: VecDeque::new(),
+            sent: 0,
+        }
     }
 
     fn payload(&mut self, length: usize) -> Vec<u8> {
         self.sent += 1;
-        (0..length).map(|i| (self.sent as usize * 31 + i) as u8).collect()
+        (0..length)
+            .map(|i| (self.sent as usize * 31 + i) as u8)
+            .collect()
     }
 
     /// Bytes that the model's messages take in the ring.
@@ -80,12 +88,20 @@ impl<M: Memory + Clone> Harness<M> {
         let fits = self.used() + record_size(length) <= self.memory.capacity();
         match self.producer.begin(length) {
             Ok(begun) => {
-                assert!(fits && length <= max_payload(self.memory.capacity() as u64), "accepted {length}");
+                assert!(
+                    fits && length <= max_payload(self.memory.capacity() as u64),
+                    "accepted {length}"
+                );
                 self.memory.write(begun.payload(), &payload);
                 self.producer.commit_quietly(begun, length);
                 self.model.push_back(payload);
             }
-            Err(Refusal::Full) => assert!(!fits, "full at {} of {}", self.used(), self.memory.capacity()),
+            Err(Refusal::Full) => assert!(
+                !fits,
+                "full at {} of {}",
+                self.used(),
+                self.memory.capacity()
+            ),
             Err(Refusal::TooLong) => assert!(length > max_payload(self.memory.capacity() as u64)),
             Err(other) => panic!("{other:?}"),
         }
@@ -116,11 +132,15 @@ impl<M: Memory + Clone> Harness<M> {
                 }
             }
             Step::Batch(lengths) => {
-                lengths.iter().for_each(|length| self.commit_quietly(*length));
+                lengths
+                    .iter()
+                    .for_each(|length| self.commit_quietly(*length));
                 self.producer.finish_batch();
             }
             Step::KillInBatch(lengths) => {
-                lengths.iter().for_each(|length| self.commit_quietly(*length));
+                lengths
+                    .iter()
+                    .for_each(|length| self.commit_quietly(*length));
                 self.producer = Producer::attach(self.memory.clone(), NONCE, false).unwrap();
             }
             Step::Receive => match (self.peek(), self.model.pop_front()) {
@@ -150,15 +170,23 @@ impl<M: Memory + Clone> Harness<M> {
                 self.producer = Producer::attach(self.memory.clone(), NONCE, false).unwrap();
             }
             Step::RestartConsumer => {
-                self.consumer = Consumer::attach(self.memory.clone(), NONCE, Gate::CommitWord, false).unwrap();
+                self.consumer =
+                    Consumer::attach(self.memory.clone(), NONCE, Gate::CommitWord, false).unwrap();
             }
         }
     }
 }
 
 fn start() -> impl Strategy<Value = Cursor> {
-    let position = prop_oneof![0..1000u64, (1u64 << 40)..(1 << 41), (1u64 << 62)..(1 << 62) + 10_000];
-    (position, 0..7u64).prop_map(|(eighth, sequence)| Cursor { position: eighth / 8 * 8, sequence })
+    let position = prop_oneof![
+        0..1000u64,
+        (1u64 << 40)..(1 << 41),
+        (1u64 << 62)..(1 << 62) + 10_000
+    ];
+    (position, 0..7u64).prop_map(|(eighth, sequence)| Cursor {
+        position: eighth / 8 * 8,
+        sequence,
+    })
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use super::memory::Memory;
 use super::{Damage, check_cursor, roll_forward};
 use crate::layout::*;
-use crate::sync::{Acquire, Relaxed, Release, Ordering, compiler_barrier, fence};
+use crate::sync::{Acquire, Ordering, Relaxed, Release, compiler_barrier, fence};
 use crate::wait;
 
 /// Why a message was not accepted. Nothing was written.
@@ -13,7 +13,8 @@ pub(crate) enum Refusal {
     Closed,
     TooLong,
     Forked,
-    Damaged(Damage),
+    /// Boxed, so that the common answers fit registers.
+    Damaged(Box<Damage>),
 }
 
 /// Process-local state of the producer; the shared state is all in the memory.
@@ -37,7 +38,7 @@ pub(crate) struct Producer<M> {
     /// Flags that every record gets, and the bytes of their extensions.
     flags: u32,
     extension: usize,
-    damage: Option<Damage>,
+    damage: Option<Box<Damage>>,
 }
 
 /// One reserved record: where it lies. Made by [`Producer::begin`], used up by [`Producer::commit`].
@@ -72,15 +73,26 @@ impl<M: Memory> Producer<M> {
         let tail = check_cursor("tail", control.producer.tail.recover())?;
         let released = control.released.cursor.furthest();
         let ahead = released.saturating_sub(tail.position);
-        if released >= MAX_POSITION || ahead > capacity || tail.position.saturating_sub(released) > capacity {
-            return Err(Damage { what: "released", position: tail.position, found: released,
-                expected: "a position at most one capacity away from the tail" });
+        if released >= MAX_POSITION
+            || ahead > capacity
+            || tail.position.saturating_sub(released) > capacity
+        {
+            return Err(Damage {
+                what: "released",
+                position: tail.position,
+                found: released,
+                expected: "a position at most one capacity away from the tail",
+            });
         }
         let limit = released.min(tail.position) + capacity;
         let found = roll_forward(&memory, tail, limit, nonce)?;
         if released > found.position {
-            return Err(Damage { what: "released", position: found.position, found: released,
-                expected: "a position up to the tail" });
+            return Err(Damage {
+                what: "released",
+                position: found.position,
+                found: released,
+                expected: "a position up to the tail",
+            });
         }
         let offset = (found.position % capacity) as usize;
         let producer = Producer {
@@ -114,7 +126,10 @@ impl<M: Memory> Producer<M> {
     /// Position and sequence of the next message.
     #[inline(always)]
     pub fn tail(&self) -> Cursor {
-        Cursor { position: self.position(), sequence: self.sequence }
+        Cursor {
+            position: self.position(),
+            sequence: self.sequence,
+        }
     }
 
     #[inline(always)]
@@ -161,14 +176,20 @@ impl<M: Memory> Producer<M> {
         if control.receiver_signal.word.load(Relaxed) & SIGNAL_CLOSED != 0 {
             return Err(self.closed());
         }
-        Ok(Begun { offset: self.offset, payload_at: RECORD_HEADER + self.extension, length })
+        Ok(Begun {
+            offset: self.offset,
+            payload_at: RECORD_HEADER + self.extension,
+            length,
+        })
     }
 
     /// Stores extension number `index`, in flag order.
     #[inline(always)]
     pub fn extend(&self, begun: Begun, index: usize, value: u64) {
         // Relaxed: published by the commit word.
-        self.memory.word(begun.offset + RECORD_HEADER + 8 * index).store(value, Relaxed);
+        self.memory
+            .word(begun.offset + RECORD_HEADER + 8 * index)
+            .store(value, Relaxed);
     }
 
     /// Publishes the record with the first `length` payload bytes, which are in place.
@@ -219,7 +240,11 @@ impl<M: Memory> Producer<M> {
     /// Gives the record up; nothing was written that anybody believes.
     pub fn abort(&mut self, _begun: Begun) {
         // Release: so that a closer that sees it also sees the tail cursor.
-        self.memory.control().producer.started.store(self.sequence, Release);
+        self.memory
+            .control()
+            .producer
+            .started
+            .store(self.sequence, Release);
     }
 
     #[inline(always)]
@@ -269,7 +294,8 @@ impl<M: Memory> Producer<M> {
         Ok(())
     }
 
-    fn poison(&mut self, damage: Damage) -> Damage {
+    fn poison(&mut self, damage: Damage) -> Box<Damage> {
+        let damage = Box::new(damage);
         self.limit = 0;
         self.damage = Some(damage.clone());
         damage
@@ -278,8 +304,16 @@ impl<M: Memory> Producer<M> {
     #[cold]
     fn closed(&mut self) -> Refusal {
         // As in abort.
-        self.memory.control().producer.started.store(self.sequence, Release);
-        if self.memory.forked() { Refusal::Forked } else { Refusal::Closed }
+        self.memory
+            .control()
+            .producer
+            .started
+            .store(self.sequence, Release);
+        if self.memory.forked() {
+            Refusal::Forked
+        } else {
+            Refusal::Closed
+        }
     }
 
     #[cold]
@@ -320,7 +354,10 @@ pub(crate) fn close<M: Memory>(
         return Ok(Some(sealed & !SEALED));
     }
     // AcqRel: partner of the sender's load in begin by way of the barrier that follows.
-    control.receiver_signal.word.fetch_or(SIGNAL_CLOSED, Ordering::AcqRel);
+    control
+        .receiver_signal
+        .word
+        .fetch_or(SIGNAL_CLOSED, Ordering::AcqRel);
     if !wait::barrier() {
         // No membarrier here. A store leaves its processor's buffer within microseconds.
         #[cfg(not(loom))]
@@ -328,12 +365,19 @@ pub(crate) fn close<M: Memory>(
     }
     let end = if producer_is_gone() {
         let tail = check_cursor("tail", control.producer.tail.recover())?;
-        let limit = control.released.cursor.furthest().min(tail.position).saturating_add(memory.capacity() as u64);
+        let limit = control
+            .released
+            .cursor
+            .furthest()
+            .min(tail.position)
+            .saturating_add(memory.capacity() as u64);
         let end = roll_forward(memory, tail, limit, nonce)?;
         control.producer.tail.jump(end);
         end.position
     } else {
-        let Some(tail) = control.producer.tail.read() else { return Ok(None) };
+        let Some(tail) = control.producer.tail.read() else {
+            return Ok(None);
+        };
         // Acquire: partner of the Release stores of `started` in abort and closed. The tail was read first:
         // a send that begins in between shows here, one that began after the barrier saw CLOSED.
         if control.producer.started.load(Acquire) != tail.sequence {
@@ -348,4 +392,3 @@ pub(crate) fn close<M: Memory>(
     wait::wake(&control.sender_signal.word);
     Ok(Some(end))
 }
-

@@ -6,7 +6,11 @@ use std::process::ExitCode;
 use tbus_tools::perf::{Result, demo, measure, worker};
 
 #[derive(Parser)]
-#[command(version, about = "Shows what tbus does, and measures it", arg_required_else_help = true)]
+#[command(
+    version,
+    about = "Shows what tbus does, and measures it",
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -24,10 +28,23 @@ enum Command {
     Rate(Measurement),
     /// One of the two processes of the demonstration
     #[command(hide = true)]
-    DemoPeer { directory: PathBuf, there: String, back: String, side: usize, #[arg(long)] cpu: Option<usize> },
+    DemoPeer {
+        directory: PathBuf,
+        there: String,
+        back: String,
+        side: usize,
+        #[arg(long)]
+        cpu: Option<usize>,
+    },
     /// The second process of a measurement
     #[command(hide = true)]
-    Worker { directory: PathBuf, incoming: String, outgoing: String, #[arg(long)] cpu: Option<usize> },
+    Worker {
+        directory: PathBuf,
+        incoming: String,
+        outgoing: String,
+        #[arg(long)]
+        cpu: Option<usize>,
+    },
 }
 
 #[derive(Args)]
@@ -52,7 +69,13 @@ struct Measurement {
 impl Measurement {
     fn options(self) -> measure::Options {
         let cpus = self.cpus.try_into().ok();
-        measure::Options { sizes: self.size, count: self.count, rounds: self.rounds, cpus, capacity: self.capacity }
+        measure::Options {
+            sizes: self.size,
+            count: self.count,
+            rounds: self.rounds,
+            cpus,
+            capacity: self.capacity,
+        }
     }
 }
 
@@ -60,15 +83,27 @@ impl Measurement {
 fn run(cli: Cli) -> Result<bool> {
     match cli.command {
         Command::Demo => return demo::run(),
-        Command::DemoPeer { directory, there, back, side, cpu } => {
-            demo::run_peer(&directory, [there.parse()?, back.parse()?], side.min(1), cpu)
-        }
+        Command::DemoPeer {
+            directory,
+            there,
+            back,
+            side,
+            cpu,
+        } => demo::run_peer(
+            &directory,
+            [there.parse()?, back.parse()?],
+            side.min(1),
+            cpu,
+        ),
         Command::Limit(m) => measure::limits(&m.options()),
         Command::Lat(m) => measure::latencies(&m.options()),
         Command::Rate(m) => measure::rates(&m.options()),
-        Command::Worker { directory, incoming, outgoing, cpu } => {
-            worker::run(&directory, incoming.parse()?, outgoing.parse()?, cpu)
-        }
+        Command::Worker {
+            directory,
+            incoming,
+            outgoing,
+            cpu,
+        } => worker::run(&directory, incoming.parse()?, outgoing.parse()?, cpu),
     }?;
     Ok(true)
 }

@@ -54,28 +54,52 @@ impl std::ops::Add for Account {
 impl Audit {
     /// Maps the file for `messages` messages each way, making it if need be.
     pub fn open(path: &Path, messages: usize) -> Result<Audit> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         nix::fcntl::posix_fallocate(&file, 0, (HEADER + 2 * messages) as i64)
             .map_err(|e| format!("no room for {}: {e}", path.display()))?;
-        Ok(Audit { map: MmapRaw::map_raw(&file)?, messages })
+        Ok(Audit {
+            map: MmapRaw::map_raw(&file)?,
+            messages,
+        })
     }
 
     fn word(&self, direction: usize, index: usize) -> &AtomicU64 {
         assert!(direction < 2 && index < WORDS);
         // SAFETY: within the header page, aligned, accessed as an atomic only.
-        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add((direction * WORDS + index) * 8).cast()) }
+        unsafe {
+            AtomicU64::from_ptr(
+                self.map
+                    .as_mut_ptr()
+                    .add((direction * WORDS + index) * 8)
+                    .cast(),
+            )
+        }
     }
 
     fn count(&self, direction: usize, sequence: u64) -> Option<&AtomicU8> {
-        let index = usize::try_from(sequence).ok().filter(|s| direction < 2 && *s < self.messages)?;
+        let index = usize::try_from(sequence)
+            .ok()
+            .filter(|s| direction < 2 && *s < self.messages)?;
         // SAFETY: within the mapping by the check above, accessed as an atomic only.
-        Some(unsafe { AtomicU8::from_ptr(self.map.as_mut_ptr().add(HEADER + direction * self.messages + index)) })
+        Some(unsafe {
+            AtomicU8::from_ptr(
+                self.map
+                    .as_mut_ptr()
+                    .add(HEADER + direction * self.messages + index),
+            )
+        })
     }
 
     /// A process begins to receive at `sequence`.
     pub fn begin_life(&self, direction: usize, sequence: u64) {
         let life = self.word(direction, 3).fetch_add(1, Relaxed) as usize;
-        self.word(direction, FIRSTS + life.min(MAX_LIVES - 1)).store(sequence, Relaxed);
+        self.word(direction, FIRSTS + life.min(MAX_LIVES - 1))
+            .store(sequence, Relaxed);
     }
 
     /// A message was read. Noted before it is released: a kill in between shows it again and is told as such.
@@ -108,7 +132,9 @@ impl Audit {
         // The first life reads nothing again.
         let mut allowed: HashMap<u64, u64> = HashMap::new();
         for life in 1..lives.min(MAX_LIVES) {
-            *allowed.entry(self.word(direction, FIRSTS + life).load(Relaxed)).or_default() += 1;
+            *allowed
+                .entry(self.word(direction, FIRSTS + life).load(Relaxed))
+                .or_default() += 1;
         }
         let mut account = Account {
             reordered: self.word(direction, 1).load(Relaxed),
@@ -116,7 +142,9 @@ impl Audit {
             ..Account::default()
         };
         for sequence in 0..self.messages as u64 {
-            let count = self.count(direction, sequence).map_or(0, |c| u64::from(c.load(Relaxed)));
+            let count = self
+                .count(direction, sequence)
+                .map_or(0, |c| u64::from(c.load(Relaxed)));
             let again = count.saturating_sub(1);
             let reread = again.min(allowed.get(&sequence).copied().unwrap_or(0));
             account.lost += u64::from(count == 0);
@@ -129,7 +157,8 @@ impl Audit {
     /// Latencies that a process measured: p50, p99, p99.9 in tenths of a nanosecond.
     pub fn set_latencies(&self, values: [u64; 3]) {
         for (index, value) in values.into_iter().enumerate() {
-            self.word(0, FIRSTS + MAX_LIVES + index).store(value, Relaxed);
+            self.word(0, FIRSTS + MAX_LIVES + index)
+                .store(value, Relaxed);
         }
     }
 
@@ -162,7 +191,16 @@ mod tests {
         audit.received(0, 10, true, true); // no such message
         let account = audit.account(0);
         // 6 and 9 never came, 3 came again after a restart, 5 came twice in one life.
-        assert_eq!(account, Account { lost: 2, reread: 1, duplicated: 1, reordered: 1, corrupt: 2 });
+        assert_eq!(
+            account,
+            Account {
+                lost: 2,
+                reread: 1,
+                duplicated: 1,
+                reordered: 1,
+                corrupt: 2
+            }
+        );
         assert_eq!(audit.account(1).lost, 10);
     }
 }

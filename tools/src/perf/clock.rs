@@ -42,7 +42,10 @@ impl Clock {
                 })
                 .collect();
             gaps.sort_unstable();
-            Clock { ns_per_tick: time.as_nanos() as f64 / count.max(1) as f64, overhead: gaps[gaps.len() / 2] }
+            Clock {
+                ns_per_tick: time.as_nanos() as f64 / count.max(1) as f64,
+                overhead: gaps[gaps.len() / 2],
+            }
         })
     }
 

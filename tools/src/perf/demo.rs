@@ -15,7 +15,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tbus::{Address, Directory, Message, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid};
+use tbus::{
+    Address, Directory, Message, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
+};
 
 /// Messages each way in the stream, and after it one at a time for the latency.
 const STREAM: u64 = 1_000_000;
@@ -73,7 +75,9 @@ fn compose(side: usize, index: u64, buffer: &mut [u8]) -> usize {
 /// True if `message` is the one with `index` from `side`, byte for byte as far as its checksum tells.
 fn is_sound(side: usize, index: u64, message: &[u8]) -> bool {
     let size = filling_size(side, index);
-    let Some((head, filling)) = message.split_at_checked(HEAD) else { return false };
+    let Some((head, filling)) = message.split_at_checked(HEAD) else {
+        return false;
+    };
     let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
     head[..8] == index.to_le_bytes()
         && head[8..12] == (size as u32).to_le_bytes()
@@ -104,7 +108,14 @@ pub fn run_peer(directory: &Path, uuids: [Uuid; 2], side: usize, cpu: Option<usi
     let receiver = Ring::open(&directory, uuids[1 - side])?.receiver()?;
     let expected = receiver.next().sequence;
     audit.begin_life(1 - side, expected);
-    let mut peer = Peer { side, sender, receiver, audit, buffer: vec![0; HEAD + LARGEST], expected };
+    let mut peer = Peer {
+        side,
+        sender,
+        receiver,
+        audit,
+        buffer: vec![0; HEAD + LARGEST],
+        expected,
+    };
     peer.stream()?;
     peer.one_at_a_time()
 }
@@ -128,7 +139,8 @@ impl Peer {
         };
         let sequence = message.cursor().sequence;
         let sound = Self::check(&message, 1 - self.side, &mut self.buffer);
-        self.audit.received(1 - self.side, sequence, sequence == self.expected, sound);
+        self.audit
+            .received(1 - self.side, sequence, sequence == self.expected, sound);
         self.expected = sequence + 1;
         message.release();
         Ok(true)
@@ -182,11 +194,23 @@ impl Peer {
         while self.sent() < ALL || self.expected < ALL {
             let begun = ticks();
             // The one that begins owes nothing; the other one owes an answer to each message received.
-            if self.sent() < ALL && (if begins { self.sent() == self.expected } else { self.sent() < self.expected }) {
+            if self.sent() < ALL
+                && (if begins {
+                    self.sent() == self.expected
+                } else {
+                    self.sent() < self.expected
+                })
+            {
                 while !self.send_next()? {}
             }
             let waiting_since = Instant::now();
-            while self.expected < ALL && (if begins { self.expected < self.sent() } else { self.expected == self.sent() }) {
+            while self.expected < ALL
+                && (if begins {
+                    self.expected < self.sent()
+                } else {
+                    self.expected == self.sent()
+                })
+            {
                 if !self.receive_next()? && waiting_since.elapsed() > Duration::from_millis(1) {
                     self.pause()?;
                 }
@@ -196,7 +220,8 @@ impl Peer {
             }
         }
         if begins {
-            self.audit.set_latencies([0.5, 0.99, 0.999].map(|q| times.value_at_quantile(q)));
+            self.audit
+                .set_latencies([0.5, 0.99, 0.999].map(|q| times.value_at_quantile(q)));
         }
         Ok(())
     }
@@ -208,14 +233,23 @@ struct Process {
 }
 
 impl Process {
-    fn start(scratch: &Scratch, uuids: [Uuid; 2], side: usize, cpu: Option<usize>) -> Result<Process> {
+    fn start(
+        scratch: &Scratch,
+        uuids: [Uuid; 2],
+        side: usize,
+        cpu: Option<usize>,
+    ) -> Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("demo-peer").arg(scratch.directory().path());
-        command.args(uuids.map(|u| u.to_string())).arg(side.to_string());
+        command
+            .args(uuids.map(|u| u.to_string()))
+            .arg(side.to_string());
         if let Some(cpu) = cpu {
             command.arg("--cpu").arg(cpu.to_string());
         }
-        Ok(Process { child: command.stdin(Stdio::null()).spawn()? })
+        Ok(Process {
+            child: command.stdin(Stdio::null()).spawn()?,
+        })
     }
 
     fn kill(&mut self) -> Result<()> {
@@ -243,10 +277,15 @@ struct Progress {
 impl Progress {
     fn new() -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {percent:>3} %").expect("a valid template");
+            let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {percent:>3} %")
+                .expect("a valid template");
             ProgressBar::new(2 * ALL).with_style(style)
         });
-        Progress { bar, said: Instant::now(), begun: Instant::now() }
+        Progress {
+            bar,
+            said: Instant::now(),
+            begun: Instant::now(),
+        }
     }
 
     fn set(&mut self, done: u64) {
@@ -254,7 +293,11 @@ impl Progress {
             Some(bar) => bar.set_position(done),
             None if self.said.elapsed() >= Duration::from_secs(1) => {
                 self.said = Instant::now();
-                say(&format!("{:4.0} s  {:3} %", self.begun.elapsed().as_secs_f64(), done * 100 / (2 * ALL)));
+                say(&format!(
+                    "{:4.0} s  {:3} %",
+                    self.begun.elapsed().as_secs_f64(),
+                    done * 100 / (2 * ALL)
+                ));
             }
             None => {}
         }
@@ -278,7 +321,8 @@ fn say(text: &str) {
 /// The processors that this process may use, if there are two.
 fn two_cpus() -> [Option<usize>; 2] {
     let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok();
-    let mut usable = (0..nix::sched::CpuSet::count()).filter(|c| allowed.is_some_and(|a| a.is_set(*c).unwrap_or(false)));
+    let mut usable = (0..nix::sched::CpuSet::count())
+        .filter(|c| allowed.is_some_and(|a| a.is_set(*c).unwrap_or(false)));
     match [usable.next(), usable.next()] {
         [Some(a), Some(b)] => [Some(a), Some(b)],
         _ => [None, None],
@@ -288,17 +332,28 @@ fn two_cpus() -> [Option<usize>; 2] {
 /// The demonstration. False if a message was lost, duplicated, reordered or corrupted.
 pub fn run() -> Result<bool> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+    for signal in [
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ] {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let scratch = Scratch::new("demo")?;
-    say(&format!("scratch directory {} ({}); removed at the end", scratch.directory().path().display(), scratch.why));
+    say(&format!(
+        "scratch directory {} ({}); removed at the end",
+        scratch.directory().path().display(),
+        scratch.why
+    ));
     say(&format!(
         "two processes exchange {STREAM} messages each way, {HEAD} to {} bytes; each is killed once and started again",
         HEAD + LARGEST - 1
     ));
     let make = |slot, from, to| {
-        let spec = RingSpec { lock_slot: slot, ..RingSpec::local(CAPACITY, Address(from), Address(to)) };
+        let spec = RingSpec {
+            lock_slot: slot,
+            ..RingSpec::local(CAPACITY, Address(from), Address(to))
+        };
         Ring::create(scratch.directory(), &spec)
     };
     let rings = [make(0, 0x101, 0x301)?, make(1, 0x301, 0x101)?];
@@ -309,8 +364,13 @@ pub fn run() -> Result<bool> {
     let start = |side: usize| Process::start(&scratch, uuids, side, cpus[side]);
     let mut processes = [start(0)?, start(1)?];
     // Where each process is killed: somewhere in the middle of the stream, elsewhere in each run.
-    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
-    let kill_at = [STREAM / 5 + scramble(now) % (STREAM / 4), STREAM * 11 / 20 + scramble(now + 1) % (STREAM / 4)];
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::SystemTime::UNIX_EPOCH)?
+        .as_nanos() as u64;
+    let kill_at = [
+        STREAM / 5 + scramble(now) % (STREAM / 4),
+        STREAM * 11 / 20 + scramble(now + 1) % (STREAM / 4),
+    ];
     let mut progress = Progress::new();
     let mut killed = 0;
     let mut stream_time = None;
@@ -334,9 +394,15 @@ pub fn run() -> Result<bool> {
             stream_time = Some(begun.elapsed());
         }
         for side in 0..2 {
-            if !ended[side] && let Some(status) = processes[side].child.try_wait()? {
+            if !ended[side]
+                && let Some(status) = processes[side].child.try_wait()?
+            {
                 if !status.success() {
-                    return Err(format!("process {} ended by itself: {status}; its reason stands above", NAMES[side]).into());
+                    return Err(format!(
+                        "process {} ended by itself: {status}; its reason stands above",
+                        NAMES[side]
+                    )
+                    .into());
                 }
                 ended[side] = true;
             }
@@ -345,8 +411,16 @@ pub fn run() -> Result<bool> {
             return Err("stopped by a signal; everything is removed".into());
         }
         if begun.elapsed() > PATIENCE {
-            let why = format!("no end after {} s, at messages {done:?}", PATIENCE.as_secs());
-            return Err(format!("{why}; rings: {:?}, {:?}", rings[0].status(), rings[1].status()).into());
+            let why = format!(
+                "no end after {} s, at messages {done:?}",
+                PATIENCE.as_secs()
+            );
+            return Err(format!(
+                "{why}; rings: {:?}, {:?}",
+                rings[0].status(),
+                rings[1].status()
+            )
+            .into());
         }
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -354,9 +428,15 @@ pub fn run() -> Result<bool> {
         bar.finish_and_clear();
     }
     if killed < 2 {
-        return Err("a process was not killed in mid-stream; the machine was too busy: run it again".into());
+        return Err(
+            "a process was not killed in mid-stream; the machine was too busy: run it again".into(),
+        );
     }
-    report(&rings, &audit, stream_time.unwrap_or_else(|| begun.elapsed()));
+    report(
+        &rings,
+        &audit,
+        stream_time.unwrap_or_else(|| begun.elapsed()),
+    );
     let account = audit.account(0) + audit.account(1);
     Ok(conclude(account))
 }
@@ -364,8 +444,19 @@ pub fn run() -> Result<bool> {
 /// The table.
 fn report(rings: &[Ring; 2], audit: &Audit, time: Duration) {
     let seconds = time.as_secs_f64();
-    let bytes = |side: usize| (0..STREAM).map(|i| (HEAD + filling_size(side, i)) as u64).sum::<u64>();
-    let mut table = table(&["stream", "messages", "messages/s", "GB/s", "wake-ups", "attaches"]);
+    let bytes = |side: usize| {
+        (0..STREAM)
+            .map(|i| (HEAD + filling_size(side, i)) as u64)
+            .sum::<u64>()
+    };
+    let mut table = table(&[
+        "stream",
+        "messages",
+        "messages/s",
+        "GB/s",
+        "wake-ups",
+        "attaches",
+    ]);
     for (side, way) in ["A to B", "B to A"].into_iter().enumerate() {
         let status = rings[side].status();
         table.add_row([
@@ -374,7 +465,10 @@ fn report(rings: &[Ring; 2], audit: &Audit, time: Duration) {
             format!("{:.0}", STREAM as f64 / seconds),
             format!("{:.2}", bytes(side) as f64 / seconds / 1e9),
             status.producer.wakes.to_string(),
-            format!("{} + {}", status.producer.attaches, status.consumer.attaches),
+            format!(
+                "{} + {}",
+                status.producer.attaches, status.consumer.attaches
+            ),
         ]);
     }
     say(&format!("{table}"));
@@ -383,16 +477,30 @@ fn report(rings: &[Ring; 2], audit: &Audit, time: Duration) {
         "one at a time, {} bytes, {SINGLE} there and back: one-way p50 {p50:.0} ns, p99 {p99:.0} ns, p99.9 {p999:.0} ns",
         HEAD + filling_size(0, STREAM)
     ));
-    say("(each message is composed, checksummed, sent, copied out, and checked; two processes, two rings of 1 MiB)");
+    say(
+        "(each message is composed, checksummed, sent, copied out, and checked; two processes, two rings of 1 MiB)",
+    );
 }
 
 /// The last lines. True if the promises were kept.
 fn conclude(account: Account) -> bool {
-    let Account { lost, reread, duplicated, reordered, corrupt } = account;
+    let Account {
+        lost,
+        reread,
+        duplicated,
+        reordered,
+        corrupt,
+    } = account;
     if corrupt != 0 {
         say(&format!("corrupt {corrupt}"));
     }
     say(&format!("re-read {reread}"));
-    say(&format!("lost {lost} duplicated {duplicated} reordered {reordered}"));
-    Account { reread: 0, ..account } == Account::default() && reread <= 2
+    say(&format!(
+        "lost {lost} duplicated {duplicated} reordered {reordered}"
+    ));
+    Account {
+        reread: 0,
+        ..account
+    } == Account::default()
+        && reread <= 2
 }

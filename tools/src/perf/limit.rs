@@ -22,9 +22,16 @@ pub struct Shared {
 impl Shared {
     /// Maps the file, making it if need be.
     pub fn open(path: &Path) -> Result<Shared> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         file.set_len((AREA_AT + COPY_AREA) as u64)?;
-        Ok(Shared { map: MmapRaw::map_raw(&file)? })
+        Ok(Shared {
+            map: MmapRaw::map_raw(&file)?,
+        })
     }
 
     /// Word `index`; each on lines of its own.
@@ -81,7 +88,11 @@ impl Shared {
         let source = vec![0x5au8; size];
         let slot = |n: u64| {
             // SAFETY: the area has `slots` slots of `size` bytes.
-            unsafe { self.map.as_mut_ptr().add(AREA_AT + (n % slots) as usize * size) }
+            unsafe {
+                self.map
+                    .as_mut_ptr()
+                    .add(AREA_AT + (n % slots) as usize * size)
+            }
         };
         let mut sum = 0u64;
         let mut seen = 0;

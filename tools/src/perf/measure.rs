@@ -50,7 +50,10 @@ impl Bench {
         }
         let scratch = Scratch::new("perf")?;
         let make = |slot| {
-            let spec = RingSpec { lock_slot: slot, ..RingSpec::local(options.capacity, Address(1), Address(2)) };
+            let spec = RingSpec {
+                lock_slot: slot,
+                ..RingSpec::local(options.capacity, Address(1), Address(2))
+            };
             Ring::create(scratch.directory(), &spec)
         };
         let (there, back) = (make(0)?, make(1)?);
@@ -103,7 +106,10 @@ impl Bench {
 
     /// Times of `count` blocks of `block` messages there and back, in ticks.
     fn round_trips(&mut self, count: u64, block: u64, size: usize) -> Result<Vec<u64>> {
-        self.worker.start_job(Job::Echo { count: count * block, size })?;
+        self.worker.start_job(Job::Echo {
+            count: count * block,
+            size,
+        })?;
         let payload = vec![1; size];
         let mut times = Vec::with_capacity(count as usize);
         for _ in 0..count {
@@ -134,7 +140,10 @@ impl Bench {
 
     /// Median over blocks of `block` round trips of the one-way time, ns: free of the clock's resolution and cost.
     fn typical(&self, blocks: &[u64], block: u64) -> f64 {
-        let times: Vec<f64> = blocks.iter().map(|t| self.clock.ns(*t) / (2 * block) as f64).collect();
+        let times: Vec<f64> = blocks
+            .iter()
+            .map(|t| self.clock.ns(*t) / (2 * block) as f64)
+            .collect();
         median(&times[times.len() / 10..])
     }
 
@@ -170,7 +179,10 @@ fn spread(values: &[f64], digits: usize) -> String {
     if values.is_empty() {
         return "–".into();
     }
-    format!("{:.digits$} ({low:.digits$}–{high:.digits$})", median(values))
+    format!(
+        "{:.digits$} ({low:.digits$}–{high:.digits$})",
+        median(values)
+    )
 }
 
 /// An empty table with right-aligned columns.
@@ -185,7 +197,8 @@ pub(crate) fn table(header: &[&str]) -> Table {
 }
 
 fn bar(length: usize, what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len}").expect("a valid template");
+    let style =
+        ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len}").expect("a valid template");
     let bar = ProgressBar::new(length as u64).with_style(style);
     bar.set_message(what.to_string());
     bar
@@ -208,20 +221,36 @@ pub fn limits(options: &Options) -> Result<()> {
         progress.inc(1);
     }
     progress.finish_and_clear();
-    println!("cache line, one way: {} ns, p99.9 {} ns ({})", spread(&typical, 1), spread(&p999, 1), regime(median(&typical)));
+    println!(
+        "cache line, one way: {} ns, p99.9 {} ns ({})",
+        spread(&typical, 1),
+        spread(&p999, 1),
+        regime(median(&typical))
+    );
     let mut table = table(&["bytes", "M copies/s", "GB/s"]);
     for (size, rates) in sizes.iter().zip(&copies) {
         let gigabytes: Vec<f64> = rates.iter().map(|r| r * *size as f64 / 1e3).collect();
         table.add_row([size.to_string(), spread(rates, 2), spread(&gigabytes, 2)]);
     }
-    println!("{table}\ncopies: one process copies into rotating slots of 1 MiB, the other touches each line");
+    println!(
+        "{table}\ncopies: one process copies into rotating slots of 1 MiB, the other touches each line"
+    );
     Ok(())
 }
 
 /// `tbusperf lat`: one-way times of single messages.
 pub fn latencies(options: &Options) -> Result<()> {
     let mut bench = Bench::new(options)?;
-    let mut table = table(&["bytes", "rounds", "typical ns", "p99 ns", "p99.9 ns", "line ns", "÷ line", "regime"]);
+    let mut table = table(&[
+        "bytes",
+        "rounds",
+        "typical ns",
+        "p99 ns",
+        "p99.9 ns",
+        "line ns",
+        "÷ line",
+        "regime",
+    ]);
     for size in &options.sizes {
         let count = options.count.unwrap_or(200_000);
         let progress = bar(options.rounds, &format!("{size} B"));
@@ -240,7 +269,10 @@ pub fn latencies(options: &Options) -> Result<()> {
             let line = (before + after) / 2.0;
             let at = |quantile| times.value_at_quantile(quantile) as f64 / 10.0;
             let row = [typical, at(0.99), at(0.999), line, typical / line];
-            figures.iter_mut().zip(row).for_each(|(all, one)| all.push(one));
+            figures
+                .iter_mut()
+                .zip(row)
+                .for_each(|(all, one)| all.push(one));
         }
         progress.finish_and_clear();
         let [typical, p99, p999, line, ratio] = &figures;
@@ -256,16 +288,31 @@ pub fn latencies(options: &Options) -> Result<()> {
         ]);
     }
     println!("{table}");
-    println!("one way: half of a round trip between two pinned processes; median of the rounds (lowest–highest).");
-    println!("typical: median over blocks of {BLOCK} round trips, like the line's; the percentiles are of single ones.");
-    println!("line: cache-line ping-pong before and after each round; rounds in which the two differ by more than 20 % are dropped.");
+    println!(
+        "one way: half of a round trip between two pinned processes; median of the rounds (lowest–highest)."
+    );
+    println!(
+        "typical: median over blocks of {BLOCK} round trips, like the line's; the percentiles are of single ones."
+    );
+    println!(
+        "line: cache-line ping-pong before and after each round; rounds in which the two differ by more than 20 % are dropped."
+    );
     Ok(())
 }
 
 /// `tbusperf rate`: messages a second in a stream.
 pub fn rates(options: &Options) -> Result<()> {
     let mut bench = Bench::new(options)?;
-    let mut table = table(&["bytes", "rounds", "M messages/s", "GB/s", "per line time", "÷ copy limit", "line ns", "regime"]);
+    let mut table = table(&[
+        "bytes",
+        "rounds",
+        "M messages/s",
+        "GB/s",
+        "per line time",
+        "÷ copy limit",
+        "line ns",
+        "regime",
+    ]);
     for size in &options.sizes {
         let count = options.count.unwrap_or((1 << 30) / (*size as u64 + 256));
         let progress = bar(options.rounds, &format!("{size} B"));
@@ -282,8 +329,17 @@ pub fn rates(options: &Options) -> Result<()> {
                 continue;
             }
             let line = (before + after) / 2.0;
-            let row = [rate / 1e6, rate * *size as f64 / 1e9, rate * line / 1e9, rate / copies, line];
-            figures.iter_mut().zip(row).for_each(|(all, one)| all.push(one));
+            let row = [
+                rate / 1e6,
+                rate * *size as f64 / 1e9,
+                rate * line / 1e9,
+                rate / copies,
+                line,
+            ];
+            figures
+                .iter_mut()
+                .zip(row)
+                .for_each(|(all, one)| all.push(one));
         }
         progress.finish_and_clear();
         let [rate, bytes, per_line, of_copies, line] = &figures;
@@ -299,7 +355,11 @@ pub fn rates(options: &Options) -> Result<()> {
         ]);
     }
     println!("{table}");
-    println!("payload copied in, each of its lines touched in place; median of the rounds (lowest–highest).");
-    println!("per line time: messages in the time that a cache line takes one way. copy limit: see tbusperf limit.");
+    println!(
+        "payload copied in, each of its lines touched in place; median of the rounds (lowest–highest)."
+    );
+    println!(
+        "per line time: messages in the time that a cache line takes one way. copy limit: see tbusperf limit."
+    );
     Ok(())
 }

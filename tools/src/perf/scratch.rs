@@ -21,13 +21,25 @@ impl Scratch {
         let shm = Path::new("/dev/shm");
         let (base, why) = match free_bytes(shm) {
             Ok(free) if free >= WANTED => (shm.to_path_buf(), format!("{} MB free", free >> 20)),
-            Ok(free) => (std::env::temp_dir(), format!("/dev/shm has only {} MB free", free >> 20)),
-            Err(error) => (std::env::temp_dir(), format!("/dev/shm is not usable: {error}")),
+            Ok(free) => (
+                std::env::temp_dir(),
+                format!("/dev/shm has only {} MB free", free >> 20),
+            ),
+            Err(error) => (
+                std::env::temp_dir(),
+                format!("/dev/shm is not usable: {error}"),
+            ),
         };
         let at = |n: u32| base.join(format!("tbus-{name}-{}-{n}", std::process::id()));
         // A name that is free: an older run of this pid may have been killed.
-        let path = (0..1000).map(at).find(|p| !p.exists()).ok_or("no free name for a scratch directory")?;
-        Ok(Scratch { directory: Directory::create(&path)?, why })
+        let path = (0..1000)
+            .map(at)
+            .find(|p| !p.exists())
+            .ok_or("no free name for a scratch directory")?;
+        Ok(Scratch {
+            directory: Directory::create(&path)?,
+            why,
+        })
     }
 
     /// The directory as one of rings.
@@ -50,7 +62,10 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let path = self.directory.path();
         if let Err(error) = std::fs::remove_dir_all(path) {
-            eprintln!("tbusperf: could not remove {}: {error}; remove it by hand", path.display());
+            eprintln!(
+                "tbusperf: could not remove {}: {error}; remove it by hand",
+                path.display()
+            );
         }
     }
 }

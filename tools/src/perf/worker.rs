@@ -50,7 +50,11 @@ impl Job {
 
     fn from_line(line: &str) -> Option<Job> {
         let mut words = line.split_whitespace();
-        let (name, count, size) = (words.next()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let (name, count, size) = (
+            words.next()?,
+            words.next()?.parse().ok()?,
+            words.next()?.parse().ok()?,
+        );
         match name {
             "ping-pong" => Some(Job::PingPong { count }),
             "copy" => Some(Job::Copy { count, size }),
@@ -82,15 +86,25 @@ impl Worker {
     /// Starts this executable again as the worker. `uuids`: the ring to it, the ring from it.
     pub fn start(directory: &Path, uuids: [Uuid; 2], cpu: Option<usize>) -> Result<Worker> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("worker").arg(directory).args(uuids.map(|u| u.to_string()));
+        command
+            .arg("worker")
+            .arg(directory)
+            .args(uuids.map(|u| u.to_string()));
         if let Some(cpu) = cpu {
             command.arg("--cpu").arg(cpu.to_string());
         }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("the worker has no pipes".into());
         };
-        let mut worker = Worker { child, to, from: BufReader::new(from) };
+        let mut worker = Worker {
+            child,
+            to,
+            from: BufReader::new(from),
+        };
         worker.expect("ready")?;
         Ok(worker)
     }
@@ -183,7 +197,9 @@ pub fn take(receiver: &mut Receiver) -> Result<u64> {
             Ok(message) => {
                 // SAFETY: the sender is our own process, which does not change what it sent.
                 let bytes = unsafe { message.as_slice() };
-                let sum = bytes.chunks(64).fold(0u64, |sum, line| sum.wrapping_add(u64::from(line[0])));
+                let sum = bytes
+                    .chunks(64)
+                    .fold(0u64, |sum, line| sum.wrapping_add(u64::from(line[0])));
                 std::hint::black_box(sum);
                 message.release();
                 return Ok(sum);
