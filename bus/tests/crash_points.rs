@@ -21,7 +21,9 @@ use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tbus::{Address, Cursor, Directory, Extensions, Kind, Ring, RingSpec, TryRecvError, TrySendError, Uuid};
+use tbus::{
+    Address, Cursor, Directory, Extensions, Kind, Ring, RingSpec, TryRecvError, TrySendError, Uuid,
+};
 
 const CAPACITY: u64 = 4096;
 /// Lives of the child's handles, steps in each, and the most messages that they can send.
@@ -56,9 +58,17 @@ struct ProgressFile(File);
 
 impl ProgressFile {
     fn set(&self, progress: Progress) {
-        let Progress { sending, accepted, releasing, released } = progress;
+        let Progress {
+            sending,
+            accepted,
+            releasing,
+            released,
+        } = progress;
         let mut bytes = [0; 32];
-        for (to, word) in bytes.chunks_exact_mut(8).zip([sending, accepted, releasing, released]) {
+        for (to, word) in bytes
+            .chunks_exact_mut(8)
+            .zip([sending, accepted, releasing, released])
+        {
             to.copy_from_slice(&word.to_le_bytes());
         }
         self.0.write_all_at(&bytes, 0).expect("progress is written");
@@ -66,9 +76,16 @@ impl ProgressFile {
 
     fn get(&self) -> Progress {
         let mut bytes = [0; 32];
-        self.0.read_exact_at(&mut bytes, 0).expect("progress is read");
+        self.0
+            .read_exact_at(&mut bytes, 0)
+            .expect("progress is read");
         let word = |i: usize| u64::from_le_bytes(bytes[8 * i..][..8].try_into().unwrap());
-        Progress { sending: word(0), accepted: word(1), releasing: word(2), released: word(3) }
+        Progress {
+            sending: word(0),
+            accepted: word(1),
+            releasing: word(2),
+            released: word(3),
+        }
     }
 }
 
@@ -88,8 +105,12 @@ fn scramble(mut z: u64) -> u64 {
 impl Scenario {
     /// Where positions and sequences start: every offset in the ring, near the end of the first lap or of a later one.
     fn start(&self) -> Cursor {
-        let position = scramble(self.seed + 2) % (CAPACITY / 8) * 8 + (scramble(self.seed) % 3) * CAPACITY;
-        Cursor { position, sequence: scramble(self.seed + 1) % 5 }
+        let position =
+            scramble(self.seed + 2) % (CAPACITY / 8) * 8 + (scramble(self.seed) % 3) * CAPACITY;
+        Cursor {
+            position,
+            sequence: scramble(self.seed + 1) % 5,
+        }
     }
 
     /// The payload of the message with this sequence; any length, small ones most often.
@@ -100,7 +121,9 @@ impl Scenario {
             12..15 => (random >> 8) % 600,
             _ => (random >> 8) % (CAPACITY / 2 + 1),
         };
-        (0..length).map(|i| scramble(random ^ i) as u8 | 1).collect()
+        (0..length)
+            .map(|i| scramble(random ^ i) as u8 | 1)
+            .collect()
     }
 
     /// What the child does. Every call that stores into the ring is between two notes of progress. `payloads`
@@ -113,7 +136,13 @@ impl Scenario {
         };
         let directory = Directory::open(directory).unwrap();
         let start = self.start();
-        let ring = Ring::create(&directory, &RingSpec { start, ..RingSpec::local(CAPACITY, Address(1), Address(2)) });
+        let ring = Ring::create(
+            &directory,
+            &RingSpec {
+                start,
+                ..RingSpec::local(CAPACITY, Address(1), Address(2))
+            },
+        );
         let uuid = ring.unwrap().uuid();
         let mut at = Progress {
             sending: start.sequence,
@@ -125,11 +154,22 @@ impl Scenario {
             let ring = Ring::open(&directory, uuid).unwrap();
             let mut sender = ring.sender().unwrap();
             let mut receiver = ring.receiver().unwrap();
-            assert_eq!((sender.next().sequence, receiver.next().sequence), (at.accepted, at.released));
+            assert_eq!(
+                (sender.next().sequence, receiver.next().sequence),
+                (at.accepted, at.released)
+            );
             for step in 0..STEPS {
                 let random = scramble(self.seed ^ life << 32 ^ step << 40);
-                sender.set_extensions(Extensions { timestamp: random & 8 != 0, trace_id: false, crc: random & 24 == 24 });
-                let count = if random % 8 == 7 { 1 + (random >> 8) % 6 } else { 1 };
+                sender.set_extensions(Extensions {
+                    timestamp: random & 8 != 0,
+                    trace_id: false,
+                    crc: random & 24 == 24,
+                });
+                let count = if random % 8 == 7 {
+                    1 + (random >> 8) % 6
+                } else {
+                    1
+                };
                 let messages = payloads(at.accepted, count);
                 let payload = &messages[0];
                 at.sending = at.accepted + count;
@@ -138,18 +178,26 @@ impl Scenario {
                     0 | 1 => sender.try_send(payload).map(|()| 1),
                     2 => {
                         let (a, b) = payload.split_at(payload.len() / 3);
-                        sender.try_send_vectored(&[IoSlice::new(a), IoSlice::new(&[]), IoSlice::new(b)]).map(|()| 1)
+                        sender
+                            .try_send_vectored(&[
+                                IoSlice::new(a),
+                                IoSlice::new(&[]),
+                                IoSlice::new(b),
+                            ])
+                            .map(|()| 1)
                     }
                     3 => sender.reserve(payload.len()).map(|mut room| {
                         room.write_at(0, payload);
                         room.commit();
                         1
                     }),
-                    4 => sender.reserve((payload.len() + 9).min(CAPACITY as usize / 2)).map(|mut room| {
-                        room.write_at(0, payload);
-                        room.commit_first(payload.len());
-                        1
-                    }),
+                    4 => sender
+                        .reserve((payload.len() + 9).min(CAPACITY as usize / 2))
+                        .map(|mut room| {
+                            room.write_at(0, payload);
+                            room.commit_first(payload.len());
+                            1
+                        }),
                     5 => sender.reserve(payload.len()).map(|mut room| {
                         room.write_at(0, payload); // and given up
                         0
@@ -185,7 +233,10 @@ impl Scenario {
                         assert_eq!(buffer[..length], payloads(at.released, 1)[0]);
                     }
                     _ if count == 1 => receiver.peek().unwrap().release(),
-                    _ => assert!(matches!(receiver.try_recv(&mut buffer), Err(TryRecvError::Empty))),
+                    _ => assert!(matches!(
+                        receiver.try_recv(&mut buffer),
+                        Err(TryRecvError::Empty)
+                    )),
                 }
                 at.released = at.releasing;
                 note(at);
@@ -205,7 +256,13 @@ struct Checker {
 }
 
 impl Checker {
-    fn check(&mut self, scenario: Scenario, uuid: Uuid, image: &[u8], progress: Progress) -> Result<(), String> {
+    fn check(
+        &mut self,
+        scenario: Scenario,
+        uuid: Uuid,
+        image: &[u8],
+        progress: Progress,
+    ) -> Result<(), String> {
         let path = self.directory.ring_path(uuid);
         if let Some(old) = self.uuid.replace(uuid).filter(|old| *old != uuid) {
             std::fs::remove_file(self.directory.ring_path(old)).map_err(|e| e.to_string())?;
@@ -219,7 +276,13 @@ impl Checker {
         Ok(())
     }
 
-    fn recover(&self, scenario: Scenario, uuid: Uuid, progress: Progress, sender_first: bool) -> Result<(), String> {
+    fn recover(
+        &self,
+        scenario: Scenario,
+        uuid: Uuid,
+        progress: Progress,
+        sender_first: bool,
+    ) -> Result<(), String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let ring = Ring::open(&self.directory, uuid).map_err(|e| text(&e))?;
         if ring.kind() != Kind::Local {
@@ -250,7 +313,10 @@ impl Checker {
         while let Some(payload) = receive(&mut receiver)? {
             let sequence = receiver.next().sequence - 1;
             if payload != scenario.payload(sequence) {
-                return Err(format!("message {sequence} has {} other bytes", payload.len()));
+                return Err(format!(
+                    "message {sequence} has {} other bytes",
+                    payload.len()
+                ));
             }
         }
         let end = receiver.next().sequence;
@@ -262,13 +328,21 @@ impl Checker {
         }
         if let Some(sender) = &mut sender {
             if sender.next() != receiver.next() {
-                return Err(format!("the sender is at {:?}, the receiver at {:?}", sender.next(), receiver.next()));
+                return Err(format!(
+                    "the sender is at {:?}, the receiver at {:?}",
+                    sender.next(),
+                    receiver.next()
+                ));
             }
             let probe = scenario.payload(end + 1000);
             sender.try_send(&probe).map_err(|e| text(&e))?;
             match receive(&mut receiver)? {
                 Some(payload) if payload == probe => {}
-                other => return Err(format!("a message sent after the recovery came as {other:?}")),
+                other => {
+                    return Err(format!(
+                        "a message sent after the recovery came as {other:?}"
+                    ));
+                }
             }
         } else {
             ring.close(Duration::ZERO).map_err(|e| text(&e))?;
@@ -284,11 +358,17 @@ impl Checker {
 fn trace(scenario: Scenario, checker: &mut Checker, base: &Path) -> Result<u64, String> {
     let scratch = Scratch(base.join(format!("run-{}", scenario.seed)));
     let directory = Directory::create(&scratch.0).map_err(|e| e.to_string())?;
-    let file = File::options().read(true).write(true).create_new(true).open(scratch.0.join("progress"));
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(scratch.0.join("progress"));
     let progress = ProgressFile(file.map_err(|e| e.to_string())?);
     progress.set(Progress::default());
     let start = scenario.start().sequence;
-    let payloads: Vec<_> = (start..start + MOST_MESSAGES).map(|sequence| scenario.payload(sequence)).collect();
+    let payloads: Vec<_> = (start..start + MOST_MESSAGES)
+        .map(|sequence| scenario.payload(sequence))
+        .collect();
     // SAFETY: this process has one thread.
     let child = match unsafe { fork() }.map_err(|e| e.to_string())? {
         ForkResult::Parent { child } => child,
@@ -315,7 +395,9 @@ fn trace(scenario: Scenario, checker: &mut Checker, base: &Path) -> Result<u64, 
         points += 1;
         if ring.is_none() {
             // Being created: either nothing is there, or a ring that works.
-            let Some(uuid) = directory.rings().map_err(|e| e.to_string())?.pop() else { continue };
+            let Some(uuid) = directory.rings().map_err(|e| e.to_string())?.pop() else {
+                continue;
+            };
             let file = File::open(directory.ring_path(uuid)).map_err(|e| e.to_string())?;
             image = vec![0; file.metadata().map_err(|e| e.to_string())?.len() as usize];
             ring = Some((uuid, file));
@@ -323,17 +405,25 @@ fn trace(scenario: Scenario, checker: &mut Checker, base: &Path) -> Result<u64, 
         let Some((uuid, file)) = &ring else { continue };
         let mut now = progress.get();
         if now == Progress::default() {
-            now = Progress { sending: start, accepted: start, releasing: start, released: start };
+            now = Progress {
+                sending: start,
+                accepted: start,
+                releasing: start,
+                released: start,
+            };
         }
         // Unchanged memory recovers as it did one instruction before.
         let mut changed = last != Some(now);
         last = Some(now);
         let mut bytes = vec![0; image.len()];
-        file.read_exact_at(&mut bytes, 0).map_err(|e| e.to_string())?;
+        file.read_exact_at(&mut bytes, 0)
+            .map_err(|e| e.to_string())?;
         changed |= bytes != image;
         image = bytes;
         if changed {
-            checker.check(scenario, *uuid, &image, now).map_err(|why| format!("at point {points}: {why}"))?;
+            checker
+                .check(scenario, *uuid, &image, now)
+                .map_err(|why| format!("at point {points}: {why}"))?;
         }
     }
     if ring.is_none() {
@@ -360,7 +450,9 @@ fn wait_for_stop(child: Pid) -> Result<Signal, String> {
 }
 
 fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|value| value.parse().ok())
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
 }
 
 fn main() {
@@ -376,7 +468,12 @@ fn main() {
     let scratch = Scratch(base.join(format!("tbus-crash-points-{}", std::process::id())));
     let directory = Directory::create(&scratch.0).expect("a scratch directory");
     let base = scratch.0.clone();
-    let mut checker = Checker { directory, scratch, uuid: None, images: 0 };
+    let mut checker = Checker {
+        directory,
+        scratch,
+        uuid: None,
+        images: 0,
+    };
     let begun = Instant::now();
     let (mut points, mut seed) = (0, first);
     println!("running 1 test: {wanted} crash points");
@@ -385,7 +482,9 @@ fn main() {
             Ok(more) => points += more,
             Err(why) => {
                 println!("test crash_at_every_instruction ... FAILED\n{why}");
-                println!("reproduce: TBUS_CRASH_SEED={seed} TBUS_CRASH_POINTS=1 cargo test --release -p tbus --test crash_points");
+                println!(
+                    "reproduce: TBUS_CRASH_SEED={seed} TBUS_CRASH_POINTS=1 cargo test --release -p tbus --test crash_points"
+                );
                 println!("test result: FAILED. 0 passed; 1 failed; 0 ignored");
                 drop(checker.scratch);
                 std::process::exit(101);
