@@ -396,8 +396,9 @@ impl CursorSlots {
         None
     }
 
-    /// The furthest position that either slot says: every position ever stored was true when it was stored,
-    /// and positions only grow.
+    /// The furthest position that either slot says, which may be about to come into force. Enough where every
+    /// position that was ever stored was true before it was stored: the head (a copy of `released`) and the tail
+    /// of a ring with commit words. Not for `released` and a mirror's tail.
     #[inline]
     pub fn furthest(&self) -> u64 {
         let [a, b] = [0, 1].map(|s: usize| self.slots[s].position.load(Acquire)); // partner: Release in put

@@ -250,7 +250,10 @@ impl<M: Memory> Consumer<M> {
         if let Some(damage) = &self.damage {
             return Err(Nothing::Damaged(damage.clone()));
         }
-        let tail = self.memory.control().producer.tail.furthest();
+        // Only the slot in force: a relay that was killed while it published goes on below the other one.
+        let Some(Cursor { position: tail, .. }) = self.memory.control().producer.tail.read() else {
+            return Err(Nothing::Empty);
+        };
         let position = self.position();
         if tail == position {
             return Err(self.nothing());

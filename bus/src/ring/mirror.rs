@@ -4,7 +4,7 @@
 //! a NIC land in any order; so it neither rolls a mirror forward nor lets readers go past the published tail.
 
 use super::memory::Memory;
-use super::{Damage, Shape, check_cursor};
+use super::{Damage, Shape, check_cursor, consumer_position};
 use crate::layout::*;
 use crate::sync::{Acquire, Ordering, Relaxed, compiler_barrier, fence};
 use crate::wait;
@@ -39,7 +39,7 @@ impl<M: Memory> Publisher<M> {
     /// see them before [`Self::publish`].
     pub fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Damage> {
         let capacity = self.memory.capacity() as u64;
-        let head = self.memory.control().released.cursor.furthest();
+        let head = consumer_position(self.memory.control());
         let end = position.saturating_add(bytes.len() as u64);
         if position < self.tail.position
             || end > head.saturating_add(capacity)

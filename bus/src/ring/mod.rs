@@ -112,6 +112,16 @@ fn check_cursor(what: &'static str, cursor: Cursor) -> Result<Cursor, Damage> {
     Ok(cursor)
 }
 
+/// Up to where the consumer is done for good: a producer may write up to a capacity beyond.
+///
+/// Only the slot in force will do. The position of the other one may be that of a release during which the
+/// consumer was killed: its successor goes on below it.
+fn consumer_position(control: &crate::layout::Control) -> u64 {
+    // A consumer that is faster than 16 looks leaves the head, which lags and is always safe.
+    let released = control.released.cursor.read().map_or(0, |c| c.position);
+    released.max(control.head.cursor.furthest())
+}
+
 /// Walks committed records from `from`, at most to `limit`; calls nothing, stores nothing. Returns the first
 /// position that has no committed record.
 fn roll_forward<M: memory::Memory>(

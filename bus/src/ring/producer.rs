@@ -1,7 +1,7 @@
 //! The sending side of a ring.
 
 use super::memory::Memory;
-use super::{Damage, check_cursor, roll_forward};
+use super::{Damage, check_cursor, consumer_position, roll_forward};
 use crate::layout::*;
 use crate::sync::{Acquire, Ordering, Relaxed, Release, compiler_barrier, fence};
 use crate::wait;
@@ -71,7 +71,7 @@ impl<M: Memory> Producer<M> {
         let capacity = memory.capacity() as u64;
         let control = memory.control();
         let tail = check_cursor("tail", control.producer.tail.recover())?;
-        let released = control.released.cursor.furthest();
+        let released = consumer_position(control);
         let ahead = released.saturating_sub(tail.position);
         if released >= MAX_POSITION
             || ahead > capacity
@@ -272,7 +272,7 @@ impl<M: Memory> Producer<M> {
         let wanted = self.position() + size;
         let mut head = control.head.cursor.furthest();
         if wanted > head.saturating_add(self.capacity) {
-            head = head.max(control.released.cursor.furthest());
+            head = consumer_position(control);
         }
         if head < self.seen_head || head > self.position() {
             return Err(Refusal::Damaged(self.poison(Damage {
