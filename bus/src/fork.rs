@@ -93,7 +93,8 @@ extern "C" fn after_in_parent() {
 extern "C" fn after_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed); // the child has one thread
     // SAFETY: locked by `before` in the parent, whose lock the child inherited.
-    for held in unsafe { &*REGISTRY.held.get() } {
+    let all = unsafe { &mut *REGISTRY.held.get() };
+    for held in all.iter() {
         match *held {
             Held::Descriptor(fd) => {
                 // SAFETY: the child's copy of a descriptor that its owner no longer touches after a fork.
@@ -116,5 +117,7 @@ extern "C" fn after_in_child() {
             }
         }
     }
+    // None of it is this process's: its own forks must not touch what these numbers mean by then.
+    all.clear();
     REGISTRY.unlock();
 }

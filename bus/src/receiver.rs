@@ -3,9 +3,9 @@
 use crate::error::{Error, Result, TryRecvError};
 use crate::layout::{Cursor, FLAG_CRC32C, FLAG_TIMESTAMP, FLAG_TRACE_ID, RECORD_HEADER};
 use crate::locks::RoleLock;
-use crate::ring::consumer::{Consumer, Gate, Nothing, Record};
+use crate::ring::consumer::{Consumer, Nothing, Record};
 use crate::ring::memory::Memory;
-use crate::ring_file::{Kind, Ring, sign};
+use crate::ring_file::{Ring, sign};
 use crate::sender::crc_of;
 use crate::shm::Mapped;
 use crate::sync::{AtomicU32, Relaxed};
@@ -40,12 +40,7 @@ impl Receiver {
         let fence = wait::register();
         let memory = ring.mapped();
         sign(&memory.control().consumer_info, fence);
-        let gate = if ring.kind() == Kind::Local {
-            Gate::CommitWord
-        } else {
-            Gate::Tail
-        };
-        let consumer = Consumer::attach(memory, ring.header().nonce, gate, fence)
+        let consumer = Consumer::attach(memory, ring.header().nonce, ring.kind().gate(), fence)
             .map_err(|d| ring.damaged(d))?;
         let waiter = Waiter {
             spin: wait::DEFAULT_SPIN,

@@ -8,7 +8,7 @@ use crate::locks::{Role, RoleLock};
 use crate::mirror::MirrorWriter;
 use crate::receiver::Receiver;
 use crate::ring::memory::Memory;
-use crate::ring::{Damage, producer};
+use crate::ring::{Damage, Gate, producer};
 use crate::sender::Sender;
 use crate::shm::{Mapped, Mapping, page_size};
 use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed};
@@ -103,6 +103,14 @@ impl Kind {
         [Kind::Local, Kind::Source, Kind::Mirror]
             .into_iter()
             .find(|k| k.number() == number)
+    }
+
+    /// What makes a message be there for this kind's consumer.
+    pub(crate) fn gate(self) -> Gate {
+        match self {
+            Kind::Local => Gate::CommitWord,
+            Kind::Source | Kind::Mirror => Gate::Tail,
+        }
     }
 
     /// "local", "source" or "mirror".
@@ -443,7 +451,9 @@ impl Ring {
                 .directory
                 .locks
                 .try_take(self.inner.header.lock_slot, Role::Producer)?;
-            let end = producer::close(&memory, self.inner.header.nonce, || lock.is_some());
+            let rolls_forward = self.kind() != Kind::Mirror;
+            let nonce = self.inner.header.nonce;
+            let end = producer::close(&memory, nonce, rolls_forward, || lock.is_some());
             match end.map_err(|d| self.damaged(d))? {
                 Some(end) => return Ok(end),
                 None if begun.elapsed() >= patience => {

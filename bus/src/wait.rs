@@ -121,7 +121,7 @@ impl Waiter {
                 renounce(word);
             }
             if found.is_some() {
-                if time_ran_out {
+                if time_ran_out && left >= LONGEST_SLEEP {
                     crate::ring::producer::add(&info.overslept, 1);
                 }
                 return found;

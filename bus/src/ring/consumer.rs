@@ -2,7 +2,7 @@
 
 use super::memory::Memory;
 use super::producer::add;
-use super::{Damage, Shape, check_cursor};
+use super::{Damage, Gate, Shape, check_cursor};
 use crate::layout::*;
 use crate::sync::{Acquire, Ordering, Relaxed, compiler_barrier, fence};
 use crate::wait;
@@ -15,16 +15,6 @@ pub(crate) enum Nothing {
     Forked,
     /// Boxed, so that the common answers fit registers.
     Damaged(Box<Damage>),
-}
-
-/// What says that a record is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gate {
-    /// The commit word: a local ring, whose producer is an application.
-    CommitWord,
-    /// The tail cursor: a mirror (stores of a NIC land in any order) or a source ring read by the relay. A
-    /// wrong commit word below the tail is damage.
-    Tail,
 }
 
 /// A complete record that was checked: where its parts lie in the data area.

@@ -3,7 +3,8 @@
 //!
 //! loom has no membarrier; a fence stands on both sides in its place (`sync::compiler_barrier`).
 
-use super::consumer::{Consumer, Gate, Nothing};
+use super::Gate;
+use super::consumer::{Consumer, Nothing};
 use super::heap::Heap;
 use super::memory::Memory;
 use super::producer::{Producer, Refusal, close};
@@ -140,7 +141,7 @@ fn loom_close() {
         });
         // The sender lives, so the closer must not take its role.
         let end = loop {
-            match close(&ring, NONCE, || false).unwrap() {
+            match close(&ring, NONCE, true, || false).unwrap() {
                 Some(end) => break end,
                 None => thread::yield_now(),
             }
@@ -220,7 +221,7 @@ fn loom_close_wakes_the_receiver() {
         drop(producer);
         let closer = {
             let ring = ring.clone();
-            thread::spawn(move || assert_eq!(close(&ring, NONCE, || true), Ok(Some(24))))
+            thread::spawn(move || assert_eq!(close(&ring, NONCE, true, || true), Ok(Some(24))))
         };
         let control = ring.clone();
         sleep_until(&control.control().receiver_signal.word, || {

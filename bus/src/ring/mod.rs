@@ -49,6 +49,16 @@ impl core::fmt::Display for Damage {
     }
 }
 
+/// What says that a record is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// The commit word: a local ring, whose producer is an application.
+    CommitWord,
+    /// The tail cursor: a mirror (stores of a NIC land in any order) or a source ring read by the relay. A
+    /// wrong commit word below the tail is damage.
+    Tail,
+}
+
 /// The geometry of one record, from its second header word, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {

@@ -1,7 +1,8 @@
 //! The ring against a `VecDeque`: any operations, any start position, any capacity, on the heap (also under Miri)
 //! and on the real mapping.
 
-use super::consumer::{Consumer, Gate, Nothing};
+use super::Gate;
+use super::consumer::{Consumer, Nothing};
 use super::heap::Heap;
 use super::memory::Memory;
 use super::producer::{Producer, Refusal};

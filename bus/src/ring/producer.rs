@@ -341,11 +341,13 @@ pub(crate) fn add(counter: &crate::sync::AtomicU64, n: u64) {
 }
 
 /// Ends a ring: makes senders refuse, waits until no message is in the making, and seals the final tail.
+/// `rolls_forward`: what a dead producer committed after its last tail counts; not so on a mirror.
 /// `producer_is_gone` must return true only if the caller holds the producer's role, so that nobody else
 /// writes. Returns the final tail, or `None` if a sender is still in the midst of a message.
 pub(crate) fn close<M: Memory>(
     memory: &M,
     nonce: u64,
+    rolls_forward: bool,
     mut producer_is_gone: impl FnMut() -> bool,
 ) -> Result<Option<u64>, Damage> {
     let control = memory.control();
@@ -365,13 +367,11 @@ pub(crate) fn close<M: Memory>(
     }
     let end = if producer_is_gone() {
         let tail = check_cursor("tail", control.producer.tail.recover())?;
-        let limit = control
-            .released
-            .cursor
-            .furthest()
-            .min(tail.position)
-            .saturating_add(memory.capacity() as u64);
-        let end = roll_forward(memory, tail, limit, nonce)?;
+        let mut end = tail;
+        if rolls_forward {
+            let room_to = consumer_position(control).min(tail.position);
+            end = roll_forward(memory, tail, room_to + memory.capacity() as u64, nonce)?;
+        }
         control.producer.tail.jump(end);
         end.position
     } else {

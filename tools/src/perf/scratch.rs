@@ -30,8 +30,9 @@ impl Scratch {
                 format!("/dev/shm is not usable: {error}"),
             ),
         };
+        remove_orphans(&base);
         let at = |n: u32| base.join(format!("tbus-{name}-{}-{n}", std::process::id()));
-        // A name that is free: an older run of this pid may have been killed.
+        // A name that is free: another user's run of this pid may have been killed.
         let path = (0..1000)
             .map(at)
             .find(|p| !p.exists())
@@ -50,6 +51,30 @@ impl Scratch {
     /// A path in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+}
+
+/// Removes what runs left behind that were killed themselves: directories of our naming whose process is gone.
+fn remove_orphans(base: &Path) {
+    let Ok(entries) = std::fs::read_dir(base) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|n| {
+                n.strip_prefix("tbus-demo-")
+                    .or(n.strip_prefix("tbus-perf-"))
+            })
+            .and_then(|n| n.split_once('-'))
+            .and_then(|(pid, _)| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+            && Path::new("/proc/self").exists()
+        {
+            // Another user's cannot be removed, and need not be.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
