@@ -32,6 +32,8 @@
 #![cfg_attr(loom, allow(dead_code, unused_imports))]
 
 mod address;
+#[cfg(feature = "config")]
+pub mod config;
 mod error;
 pub mod layout;
 mod ring;
