@@ -45,6 +45,8 @@ mod directory;
 #[cfg(not(loom))]
 mod fair;
 #[cfg(not(loom))]
+mod files;
+#[cfg(not(loom))]
 mod fork;
 #[cfg(not(loom))]
 mod locks;

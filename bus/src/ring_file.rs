@@ -3,6 +3,7 @@
 use crate::address::Address;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::files::{FreshFile, reserve_space};
 use crate::layout::{self, Cursor, Header, SEALED, SIGNAL_CLOSED};
 use crate::locks::{Role, RoleLock};
 use crate::mirror::MirrorWriter;
@@ -12,12 +13,10 @@ use crate::ring::{Damage, Gate, producer};
 use crate::sender::Sender;
 use crate::shm::{Mapped, Mapping, page_size};
 use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed};
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -270,7 +269,7 @@ impl Ring {
         };
         let fresh = FreshFile::new(directory.path(), &path, spec.mode)?;
         let size = header.data_offset + header.capacity;
-        reserve_space(&fresh.file, &path, size)?;
+        reserve_space(&fresh.file, &path, 0, size)?;
         let mapping = Mapping::new(
             &fresh.file,
             &path,
@@ -313,7 +312,7 @@ impl Ring {
         let (header, kind) = read_header(&file, &path, &info, uuid)?;
         if info.blocks() * 512 < header.data_offset + header.capacity {
             // Holes: without memory behind them a store would end the process when the file system is full.
-            reserve_space(&file, &path, header.data_offset + header.capacity)?;
+            reserve_space(&file, &path, 0, header.data_offset + header.capacity)?;
         }
         let mapping = Mapping::new(
             &file,
@@ -620,82 +619,4 @@ fn read_header(
         ));
     }
     Ok((header, kind))
-}
-
-/// Gives the file its size and all its memory, so that a full file system is an error now and not a SIGBUS later.
-fn reserve_space(file: &File, path: &Path, size: u64) -> Result<()> {
-    loop {
-        return match nix::fcntl::posix_fallocate(file, 0, size as i64) {
-            Ok(()) => Ok(()),
-            Err(nix::Error::EINTR) => continue,
-            Err(nix::Error::ENOSPC | nix::Error::EFBIG) => Err(Error::NoSpace {
-                path: path.into(),
-                needed: size,
-            }),
-            Err(e) => Err(Error::system("allocate", path, e.into())),
-        };
-    }
-}
-
-/// A file without a name, so that a process killed while making a ring leaves nothing behind. Where the file
-/// system has no such files, one with a passing name.
-struct FreshFile {
-    file: File,
-    passing_name: Option<PathBuf>,
-}
-
-impl FreshFile {
-    fn new(directory: &Path, path: &Path, mode: u32) -> Result<FreshFile> {
-        let mode_bits = Mode::from_bits_truncate(mode);
-        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        // It gets its name through /proc, which a bare root may lack.
-        if Path::new("/proc/self/fd").exists()
-            && let Ok(fd) = nix::fcntl::open(directory, flags, mode_bits)
-        {
-            return Ok(FreshFile {
-                file: fd.into(),
-                passing_name: None,
-            });
-        }
-        let passing = directory.join(format!(
-            ".{}.new",
-            path.file_name().unwrap_or_default().display()
-        ));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&passing)
-            .map_err(|e| Error::system("create", path, e))?;
-        Ok(FreshFile {
-            file,
-            passing_name: Some(passing),
-        })
-    }
-
-    /// Gives the file its name.
-    fn publish(mut self, path: &Path) -> Result<()> {
-        match &self.passing_name {
-            Some(passing) => {
-                std::fs::rename(passing, path).map_err(|e| Error::system("name", path, e))?;
-                self.passing_name = None;
-            }
-            None => {
-                let from = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                let cwd = nix::fcntl::AT_FDCWD;
-                nix::unistd::linkat(cwd, from.as_str(), cwd, path, AtFlags::AT_SYMLINK_FOLLOW)
-                    .map_err(|e| Error::system("name", path, e.into()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for FreshFile {
-    fn drop(&mut self) {
-        if let Some(passing) = &self.passing_name {
-            let _ = std::fs::remove_file(passing);
-        }
-    }
 }
