@@ -176,6 +176,18 @@ impl Template {
         Ok(Address(value as u32))
     }
 
+    /// The four numbers, one a byte from the lowest: how maps store a template.
+    pub(crate) fn to_bits(self) -> u64 {
+        u32::from_le_bytes(self.0).into()
+    }
+
+    /// The template that [`Template::to_bits`] gave; `None` for anything else.
+    pub(crate) fn from_bits(bits: u64) -> Option<Template> {
+        let numbers = u32::try_from(bits).ok()?.to_le_bytes();
+        let sum: u32 = numbers.iter().map(|n| u32::from(*n)).sum();
+        (sum <= 32 && !numbers.contains(&0)).then_some(Template(numbers))
+    }
+
     /// True if the address has no bit outside this template. Wildcards always do.
     pub fn contains(&self, address: Address) -> bool {
         let bits: u32 = self.0.iter().map(|b| u32::from(*b)).sum();

@@ -68,7 +68,7 @@ pub enum Error {
     Busy {
         /// The ring's file.
         path: PathBuf,
-        /// "producer" or "consumer".
+        /// "producer", "consumer" or "manager".
         role: &'static str,
         /// The process that last said it had the role, 0 if unknown. Diagnostic only.
         pid: u32,
@@ -93,6 +93,27 @@ pub enum Error {
         what: &'static str,
         /// What is wrong with it, and what would be right.
         why: String,
+    },
+    /// Deleting a channel would lose messages.
+    Unread {
+        /// Its two addresses.
+        channel: [String; 2],
+        /// Messages that nobody has released.
+        messages: u64,
+    },
+    /// No channel has this number.
+    NoSuchChannel {
+        /// The number asked for, from 1.
+        number: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The map has no channel between these addresses, or none at all for the first.
+    NoChannel {
+        /// The address bound.
+        address: String,
+        /// The other end asked for.
+        peer: Option<String>,
     },
     /// Another process wrote into the ring what the rules forbid. The handle is of no further use.
     Damaged {
@@ -187,6 +208,31 @@ impl fmt::Display for Error {
                 )
             }
             Error::Invalid { what, why } => write!(f, "{what}: {why}"),
+            Error::Unread {
+                channel: [a, b],
+                messages,
+            } => write!(
+                f,
+                "the channel between {a} and {b} has {messages} unread message(s), which deleting it would lose; let its receiver read them, or use --force"
+            ),
+            Error::NoSuchChannel { number, count } => write!(
+                f,
+                "there is no channel {number}: the list has {count}, numbered from 1; list them to see their numbers"
+            ),
+            Error::NoChannel {
+                address,
+                peer: Some(peer),
+            } => write!(
+                f,
+                "the map has no channel between {address} and {peer}; add it to the configuration and write that with tbusmgr -W"
+            ),
+            Error::NoChannel {
+                address,
+                peer: None,
+            } => write!(
+                f,
+                "the map has no channel with the address {address}; add one to the configuration and write that with tbusmgr -W"
+            ),
             Error::Damaged { path, damage } => write!(
                 f,
                 "{} is damaged: {damage}; another process wrote into it against the rules: close this handle, and re-create the ring if it happens on attach",

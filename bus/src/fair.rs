@@ -56,9 +56,21 @@ impl FairReceiver {
     /// told once, with its path in the error, and passed over from then on.
     pub fn peek(&mut self) -> Result<(usize, Message<'_>), TryRecvError> {
         let index = self.find()?;
+        self.peek_at(index)
+    }
+
+    /// The next message of one receiver, after [`Self::find`] said that it has one.
+    pub(crate) fn peek_at(&mut self, index: usize) -> Result<(usize, Message<'_>), TryRecvError> {
         self.left = self.left.saturating_sub(1);
-        let message = self.receivers[index].peek()?;
-        Ok((index, message))
+        Ok((index, self.receivers[index].peek()?))
+    }
+
+    /// True if a receiver will never have a message again.
+    pub(crate) fn is_done(&mut self, index: usize) -> bool {
+        !matches!(
+            self.receivers[index].peek(),
+            Ok(_) | Err(TryRecvError::Empty)
+        )
     }
 
     /// Copies the next message into `buffer`, releases it; returns its receiver's index and its length.
@@ -70,7 +82,7 @@ impl FairReceiver {
     }
 
     /// Turns to the next ring that has a message.
-    fn find(&mut self) -> Result<usize, TryRecvError> {
+    pub(crate) fn find(&mut self) -> Result<usize, TryRecvError> {
         let count = self.receivers.len();
         let mut open = false;
         for step in 0..=count {

@@ -250,7 +250,7 @@ impl Header {
     pub(crate) const WORDS: usize = 11;
     const CHECK: usize = Self::WORDS - 1;
 
-    fn to_words(&self) -> [u64; Self::WORDS] {
+    pub(crate) fn to_words(&self) -> [u64; Self::WORDS] {
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         let half =
             |at: usize| u64::from_le_bytes(self.uuid[at..at + 8].try_into().expect("eight bytes"));
@@ -269,13 +269,6 @@ impl Header {
         ];
         words[Self::CHECK] = check(&words[..Self::CHECK]);
         words
-    }
-
-    /// Stores the header, before the file has a name.
-    pub(crate) fn store(&self, lines: &HeaderLines) {
-        for (word, value) in lines.words.iter().zip(self.to_words()) {
-            word.store(value, Relaxed); // nobody else has the ring yet
-        }
     }
 
     /// The header that `bytes`, the beginning of a ring file, say. The second value is false if the check is wrong.
@@ -307,7 +300,7 @@ impl Header {
 }
 
 /// Finaliser of MurmurHash3 (Austin Appleby, public domain): a bijection of 64-bit words that spreads every bit.
-const fn mix(mut word: u64) -> u64 {
+pub(crate) const fn mix(mut word: u64) -> u64 {
     word ^= word >> 33;
     word = word.wrapping_mul(0xff51_afd7_ed55_8ccd);
     word ^= word >> 33;
@@ -431,29 +424,32 @@ impl CursorSlots {
         }
         self.put(to.sequence, to);
     }
-
-    /// Sets both slots; only before the ring has a name.
-    pub fn initialise(&self, cursor: Cursor) {
-        for slot in &self.slots {
-            slot.position.store(cursor.position, Relaxed); // nobody else has the ring yet
-            slot.sequence.store(cursor.sequence, Relaxed);
-        }
-    }
 }
 
-impl Control {
-    /// Fills a zeroed control area: all cursors at `start`, then the header.
-    pub fn initialise(&self, header: &Header, start: Cursor) {
-        for cursor in [
-            &self.producer.tail,
-            &self.released.cursor,
-            &self.head.cursor,
-        ] {
-            cursor.initialise(start);
-        }
-        self.producer.started.store(start.sequence, Relaxed); // as above
-        header.store(&self.header);
+/// The control area of a new ring: all cursors at `start`.
+#[cfg(not(loom))]
+pub(crate) fn initial_control(header: &Header, start: Cursor) -> [u8; CONTROL_SIZE] {
+    let mut words = [0u64; CONTROL_SIZE / 8];
+    words[..Header::WORDS].copy_from_slice(&header.to_words());
+    for cursor in [
+        offset_of!(Control, producer.tail),
+        offset_of!(Control, released.cursor),
+        offset_of!(Control, head.cursor),
+    ] {
+        let slots = [
+            start.position,
+            start.sequence,
+            start.position,
+            start.sequence,
+        ];
+        words[cursor / 8..][..4].copy_from_slice(&slots);
     }
+    words[offset_of!(Control, producer.started) / 8] = start.sequence;
+    let mut bytes = [0; CONTROL_SIZE];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 /// A field of the control area: its name, its offset in bytes, its size in bytes.

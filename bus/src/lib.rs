@@ -41,6 +41,8 @@ mod sync;
 mod wait;
 
 #[cfg(not(loom))]
+mod bus;
+#[cfg(not(loom))]
 mod directory;
 #[cfg(not(loom))]
 mod fair;
@@ -49,7 +51,11 @@ mod files;
 #[cfg(not(loom))]
 mod fork;
 #[cfg(not(loom))]
+pub mod gcim;
+#[cfg(not(loom))]
 mod locks;
+#[cfg(all(feature = "config", not(loom)))]
+pub mod manage;
 #[cfg(not(loom))]
 mod mirror;
 #[cfg(not(loom))]
@@ -68,6 +74,7 @@ pub use layout::Cursor;
 pub use ring::Damage;
 #[cfg(not(loom))]
 pub use {
+    bus::{Bus, Endpoint, Incoming},
     directory::Directory,
     error::{Error, Result, TryRecvError, TrySendError},
     fair::{FairReceiver, MESSAGES_PER_TURN},

@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 
 /// Bytes of the lock file that belong to one ring: producer, consumer, and two for the relay's roles.
 const BYTES_PER_RING: i64 = 4;
+/// The byte of who changes the map: behind those of every ring.
+const MANAGER: i64 = 1 << 40;
 
 /// Who takes part in a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,10 +67,13 @@ impl Locks {
 
     /// Takes a role, or `None` if somebody has it.
     pub fn try_take(self: &Arc<Locks>, slot: u32, role: Role) -> Result<Option<RoleLock>> {
+        self.try_take_byte(i64::from(slot) * BYTES_PER_RING + role as i64)
+    }
+
+    fn try_take_byte(self: &Arc<Locks>, byte: i64) -> Result<Option<RoleLock>> {
         if self.generation != fork::generation() {
             return Err(Error::Forked);
         }
-        let byte = i64::from(slot) * BYTES_PER_RING + role as i64;
         let mut mine = self.mine.lock().unwrap_or_else(|e| e.into_inner());
         if mine.contains(&byte) {
             return Ok(None);
@@ -84,6 +89,11 @@ impl Locks {
             Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(None),
             Err(e) => Err(Error::system("lock", &self.path, e.into())),
         }
+    }
+
+    /// Takes the manager's lock, which the whole directory has one of.
+    pub fn try_take_manager(self: &Arc<Locks>) -> Result<Option<RoleLock>> {
+        self.try_take_byte(MANAGER)
     }
 
     fn set(&self, byte: i64, kind: i32) -> nix::Result<()> {

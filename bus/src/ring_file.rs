@@ -9,10 +9,10 @@ use crate::locks::{Role, RoleLock};
 use crate::mirror::MirrorWriter;
 use crate::receiver::Receiver;
 use crate::ring::memory::Memory;
-use crate::ring::{Damage, Gate, producer};
+use crate::ring::{self, Damage, Gate, producer};
 use crate::sender::Sender;
 use crate::shm::{Mapped, Mapping, page_size};
-use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed};
+use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed, fence};
 use nix::fcntl::OFlag;
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -142,6 +142,10 @@ pub struct RingSpec {
     pub nonce: Option<u64>,
     /// Mode of the file, less the umask.
     pub mode: u32,
+    /// Owner of the file, a user's name or number; `None`: who creates it.
+    pub owner: Option<String>,
+    /// Group of the file, a group's name or number; `None`: as the system chooses.
+    pub group: Option<String>,
 }
 
 impl RingSpec {
@@ -156,6 +160,8 @@ impl RingSpec {
             start: Cursor::default(),
             nonce: None,
             mode: 0o660,
+            owner: None,
+            group: None,
         }
     }
 }
@@ -224,6 +230,11 @@ pub struct SideStatus {
 impl Ring {
     /// Makes a ring with all its memory, or nothing: the file gets its name when it is complete.
     pub fn create(directory: &Directory, spec: &RingSpec) -> Result<Ring> {
+        Ring::open(directory, Ring::create_file(directory, spec)?)
+    }
+
+    /// Makes a ring's file, without mapping it.
+    pub(crate) fn create_file(directory: &Directory, spec: &RingSpec) -> Result<Uuid> {
         let page = page_size() as u64;
         let invalid = |what, why| Err(Error::Invalid { what, why });
         if !(layout::MIN_CAPACITY..=layout::MAX_CAPACITY).contains(&spec.capacity) {
@@ -268,33 +279,19 @@ impl Ring {
             to: spec.to.0,
         };
         let fresh = FreshFile::new(directory.path(), &path, spec.mode)?;
-        let size = header.data_offset + header.capacity;
-        reserve_space(&fresh.file, &path, 0, size)?;
-        let mapping = Mapping::new(
-            &fresh.file,
-            &path,
-            header.data_offset as usize,
-            header.capacity as usize,
-        )?;
-        let mapping = Arc::new(mapping);
-        Mapped::new(mapping.clone())
-            .control()
-            .initialise(&header, spec.start);
-        let info = fresh
+        reserve_space(&fresh.file, &path, 0, header.data_offset + header.capacity)?;
+        let control = layout::initial_control(&header, spec.start);
+        fresh
             .file
-            .metadata()
-            .map_err(|e| Error::system("inspect", &path, e))?;
+            .write_all_at(&control, 0)
+            .map_err(|e| Error::system("write", &path, e))?;
+        if spec.owner.is_some() || spec.group.is_some() {
+            let (uid, gid) = (user(spec.owner.as_deref())?, group(spec.group.as_deref())?);
+            std::os::unix::fs::fchown(&fresh.file, uid, gid)
+                .map_err(|e| Error::system("change the owner of", &path, e))?;
+        }
         fresh.publish(&path)?;
-        Ok(Ring {
-            inner: Arc::new(Inner {
-                kind: spec.kind,
-                header,
-                path,
-                directory: directory.clone(),
-                mapping,
-                identity: (info.dev(), info.ino()),
-            }),
-        })
+        Ok(uuid)
     }
 
     /// Opens the ring `uuid` of `directory`.
@@ -492,6 +489,56 @@ impl Ring {
         })
     }
 
+    /// Calls `see` with each message that is not released, oldest first, without receiving any; until it returns
+    /// false. Messages that are received meanwhile may be missing or be seen all the same, but never mixed up.
+    pub fn browse(&self, mut see: impl FnMut(Cursor, &[u8]) -> bool) -> Result<()> {
+        let memory = self.mapped();
+        let control = memory.control();
+        let released = &control.released.cursor;
+        let Some(mut at) = released.read() else {
+            return Ok(());
+        };
+        let end = match self.kind() {
+            Kind::Local => u64::MAX,
+            Kind::Source | Kind::Mirror => control
+                .producer
+                .tail
+                .read()
+                .map_or(at.position, |tail| tail.position),
+        };
+        let mut bytes = Vec::new();
+        while at.position < end {
+            let nonce = self.inner.header.nonce;
+            let Some(shape) =
+                ring::record_at(&memory, at.position, nonce).map_err(|d| self.damaged(d))?
+            else {
+                break;
+            };
+            let capacity = self.inner.header.capacity;
+            let offset = (at.position % capacity) as usize
+                + layout::RECORD_HEADER
+                + layout::extension_size(shape.flags);
+            bytes.resize(shape.length, 0);
+            memory.read(offset, &mut bytes);
+            // Released meanwhile: the room may have been written anew. Partner of the reads: as in CursorSlots.
+            fence(Acquire);
+            if released
+                .read()
+                .is_none_or(|released| released.position > at.position)
+            {
+                break;
+            }
+            if !see(at, &bytes) {
+                break;
+            }
+            at = Cursor {
+                position: at.position + shape.size as u64,
+                sequence: at.sequence + 1,
+            };
+        }
+        Ok(())
+    }
+
     /// Cursors and counters now.
     pub fn status(&self) -> Status {
         self.control(|c| {
@@ -530,6 +577,41 @@ impl Ring {
             }
         })
     }
+}
+
+/// The number of a user by name or number.
+fn user(name: Option<&str>) -> Result<Option<u32>> {
+    let by_name = |name: &str| {
+        nix::unistd::User::from_name(name)
+            .ok()
+            .flatten()
+            .map(|user| user.uid.as_raw())
+    };
+    resolve("owner", name, by_name)
+}
+
+/// The number of a group by name or number.
+fn group(name: Option<&str>) -> Result<Option<u32>> {
+    let by_name = |name: &str| {
+        nix::unistd::Group::from_name(name)
+            .ok()
+            .flatten()
+            .map(|group| group.gid.as_raw())
+    };
+    resolve("group", name, by_name)
+}
+
+fn resolve(
+    what: &'static str,
+    name: Option<&str>,
+    by_name: impl Fn(&str) -> Option<u32>,
+) -> Result<Option<u32>> {
+    let Some(name) = name else { return Ok(None) };
+    let number = name.parse().ok().or_else(|| by_name(name));
+    let why = || format!("this host knows no {what} '{name}'; give one that exists, or its number");
+    number
+        .map(Some)
+        .ok_or_else(|| Error::Invalid { what, why: why() })
 }
 
 /// Notes in the ring who attached.

@@ -189,6 +189,57 @@ impl Memory for Mapped {
     }
 }
 
+/// A file in memory as 64-bit words, all accessed as atomics.
+#[derive(Debug)]
+pub(crate) struct Words {
+    base: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the words are accessed as atomics only.
+unsafe impl Send for Words {}
+// SAFETY: as for Send.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// Maps the first `count` words of `file`, which has as many. A store into words mapped without `writable`
+    /// would end the process: only code that asked for it stores.
+    pub fn map(file: &File, path: &Path, count: usize, writable: bool) -> Result<Words> {
+        let length = NonZeroUsize::new(count * 8).expect("at least one word");
+        let protection = match writable {
+            true => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+            false => ProtFlags::PROT_READ,
+        };
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let base = unsafe {
+            nix::sys::mman::mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0)
+        }
+        .map_err(|e| Error::system("map", path, e.into()))?;
+        Ok(Words {
+            base: base.cast(),
+            count,
+        })
+    }
+
+    /// Word `index`.
+    ///
+    /// # Panics
+    /// If there is no such word.
+    #[inline]
+    pub fn at(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.count, "word {index} of {}", self.count);
+        // SAFETY: inside the mapping by the check above, aligned, an atomic to everybody.
+        unsafe { self.base.add(index).as_ref() }
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and no reference into it outlives self.
+        let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.count * 8) };
+    }
+}
+
 /// Copies between private and shared memory. Up to 64 bytes in line: a call costs as much as the copy.
 ///
 /// # Safety

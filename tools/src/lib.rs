@@ -1,3 +1,5 @@
 //! What the tools of tbus are made of; each executable in `src/bin` is a thin shell around a module here.
 
+pub mod columns;
+pub mod manager;
 pub mod perf;

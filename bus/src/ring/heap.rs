@@ -59,9 +59,12 @@ impl Heap {
             &control.released.cursor,
             &control.head.cursor,
         ] {
-            cursor.initialise(start);
+            for slot in &cursor.slots {
+                slot.position.store(start.position, Relaxed); // nobody else has the ring yet
+                slot.sequence.store(start.sequence, Relaxed); // as above
+            }
         }
-        control.producer.started.store(start.sequence, Relaxed); // nobody else has the ring yet
+        control.producer.started.store(start.sequence, Relaxed); // as above
         Arc::new(Heap {
             control,
             words: (0..capacity / 8).map(|_| zero()).collect(),

@@ -4,9 +4,9 @@
 //! a NIC land in any order; so it neither rolls a mirror forward nor lets readers go past the published tail.
 
 use super::memory::Memory;
-use super::{Damage, Shape, check_cursor, consumer_position};
+use super::{Damage, check_cursor, consumer_position, record_at};
 use crate::layout::*;
-use crate::sync::{Acquire, Ordering, Relaxed, compiler_barrier, fence};
+use crate::sync::{Ordering, Relaxed, compiler_barrier, fence};
 use crate::wait;
 
 /// Process-local state of a mirror's producer.
@@ -70,19 +70,15 @@ impl<M: Memory> Publisher<M> {
             });
         }
         while cursor.position < to {
-            let offset = (cursor.position % capacity) as usize;
-            // Acquire: the link says that the bytes are visible; this pairs with a local writer's Release.
-            let word = self.memory.word(offset).load(Acquire);
-            if word != commit_word(cursor.position, self.nonce) {
+            // The link says that the bytes are visible.
+            let Some(shape) = record_at(&self.memory, cursor.position, self.nonce)? else {
                 return Err(Damage {
                     what: "commit word",
                     position: cursor.position,
-                    found: word.min(1),
+                    found: 0,
                     expected: "the record that the peer announced",
                 });
-            }
-            let second = self.memory.word(offset + 8).load(Relaxed); // ordered by the Acquire above
-            let shape = Shape::read(second, cursor.position, max_payload(capacity))?;
+            };
             cursor.position += shape.size as u64;
             cursor.sequence += 1;
         }

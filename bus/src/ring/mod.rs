@@ -132,6 +132,24 @@ fn consumer_position(control: &crate::layout::Control) -> u64 {
     released.max(control.head.cursor.furthest())
 }
 
+/// The shape of the committed record at `position`, if there is one.
+pub(crate) fn record_at<M: memory::Memory>(
+    memory: &M,
+    position: u64,
+    nonce: u64,
+) -> Result<Option<Shape>, Damage> {
+    let capacity = memory.capacity() as u64;
+    let offset = (position % capacity) as usize;
+    // Acquire: partner of the commit word's Release in Producer::commit_quietly.
+    let word = memory.word(offset).load(crate::sync::Acquire);
+    if word != crate::layout::commit_word(position, nonce) {
+        return Ok(None);
+    }
+    // Relaxed: ordered by the Acquire above.
+    let second = memory.word(offset + 8).load(crate::sync::Relaxed);
+    Shape::read(second, position, max_payload(capacity)).map(Some)
+}
+
 /// Walks committed records from `from`, at most to `limit`; calls nothing, stores nothing. Returns the first
 /// position that has no committed record.
 fn roll_forward<M: memory::Memory>(
@@ -140,18 +158,11 @@ fn roll_forward<M: memory::Memory>(
     limit: u64,
     nonce: u64,
 ) -> Result<Cursor, Damage> {
-    let capacity = memory.capacity() as u64;
     let mut cursor = from;
-    let mut offset = (from.position % capacity) as usize;
     while cursor.position < limit {
-        // Acquire: partner of the commit word's Release in Producer::commit.
-        let word = memory.word(offset).load(crate::sync::Acquire);
-        if word != crate::layout::commit_word(cursor.position, nonce) {
+        let Some(shape) = record_at(memory, cursor.position, nonce)? else {
             break;
-        }
-        // Relaxed: ordered by the Acquire above.
-        let second = memory.word(offset + 8).load(crate::sync::Relaxed);
-        let shape = Shape::read(second, cursor.position, max_payload(capacity))?;
+        };
         let next = cursor.position + shape.size as u64;
         if next > limit {
             return Err(Damage {
@@ -165,7 +176,6 @@ fn roll_forward<M: memory::Memory>(
             position: next,
             sequence: cursor.sequence + 1,
         };
-        offset = (offset + shape.size) % capacity as usize;
     }
     Ok(cursor)
 }

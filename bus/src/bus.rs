@@ -1,0 +1,260 @@
+//! [`Bus`] and [`Endpoint`]: channels found by address, through the map.
+
+use crate::address::{Address, Template};
+use crate::directory::Directory;
+use crate::error::{Error, Result, TryRecvError};
+use crate::fair::FairReceiver;
+use crate::gcim::{ChannelEntry, Gcim};
+use crate::receiver::{Message, Receiver};
+use crate::ring_file::Ring;
+use crate::sender::Sender;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A host's channels, as an application sees them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    directory: Directory,
+    gcim: Gcim,
+}
+
+/// One address of a bus and the channels that it is an end of.
+#[derive(Debug)]
+pub struct Endpoint {
+    bus: Bus,
+    address: Address,
+    version: u64,
+    channels: Vec<ChannelEntry>,
+}
+
+/// Fair receive over all channels of an endpoint, those included that are created while it runs.
+#[derive(Debug)]
+pub struct Incoming {
+    endpoint: Endpoint,
+    fair: FairReceiver,
+    /// Which channel each receiver is of: the sender's address, and when the channel was created.
+    sources: Vec<(Address, u64)>,
+}
+
+impl Bus {
+    /// Attaches to the bus `key`, in `${TBUS_SHM_DIR:-/dev/shm}/tbus.<key>`.
+    pub fn attach(key: u32) -> Result<Bus> {
+        Self::attach_at(Directory::path_for_key(key))
+    }
+
+    /// Attaches to the bus in a directory.
+    pub fn attach_at(path: impl AsRef<Path>) -> Result<Bus> {
+        let directory = Directory::open(path)?;
+        let gcim = Gcim::open(&directory, false)?;
+        Ok(Bus {
+            inner: Arc::new(Inner { directory, gcim }),
+        })
+    }
+
+    /// The map of channels.
+    pub fn gcim(&self) -> &Gcim {
+        &self.inner.gcim
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Directory {
+        &self.inner.directory
+    }
+
+    /// How addresses are written on this bus.
+    pub fn template(&self) -> Template {
+        self.inner.gcim.template()
+    }
+
+    /// The endpoint `address`; an error if no channel has it.
+    pub fn bind(&self, address: Address) -> Result<Endpoint> {
+        let mut endpoint = Endpoint {
+            bus: self.clone(),
+            address,
+            version: u64::MAX,
+            channels: Vec::new(),
+        };
+        endpoint.refresh()?;
+        if endpoint.channels.is_empty() {
+            return Err(Error::NoChannel {
+                address: self.template().show(address).to_string(),
+                peer: None,
+            });
+        }
+        Ok(endpoint)
+    }
+}
+
+impl Endpoint {
+    /// Its address.
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// The other ends of its channels, in the order of the map.
+    pub fn peers(&self) -> impl Iterator<Item = Address> {
+        self.channels.iter().map(|channel| self.peer_of(channel))
+    }
+
+    /// Looks whether the map was written since the last look, and learns of channels created and removed.
+    /// True if it was.
+    pub fn refresh(&mut self) -> Result<bool> {
+        let gcim = self.bus.gcim();
+        if gcim.version() == self.version {
+            return Ok(false);
+        }
+        (self.version, self.channels) = gcim.channels_of(self.address)?;
+        Ok(true)
+    }
+
+    /// Takes the sending end of the channel to `peer`.
+    pub fn sender(&self, peer: Address) -> Result<Sender> {
+        self.ring(peer, true)?.sender()
+    }
+
+    /// Takes the receiving end of the channel from `peer`.
+    pub fn receiver(&self, peer: Address) -> Result<Receiver> {
+        self.ring(peer, false)?.receiver()
+    }
+
+    /// Takes the receiving ends of all channels.
+    pub fn incoming(self) -> Result<Incoming> {
+        let mut incoming = Incoming {
+            fair: FairReceiver::new(),
+            sources: Vec::new(),
+            endpoint: self,
+        };
+        incoming.add_new()?;
+        Ok(incoming)
+    }
+
+    fn peer_of(&self, channel: &ChannelEntry) -> Address {
+        let [a, b] = channel.addresses;
+        if a == self.address { b } else { a }
+    }
+
+    fn ring(&self, peer: Address, outgoing: bool) -> Result<Ring> {
+        let channel = self
+            .channels
+            .iter()
+            .find(|channel| self.peer_of(channel) == peer);
+        let show = |address| self.bus.template().show(address).to_string();
+        let channel = channel.ok_or_else(|| Error::NoChannel {
+            address: show(self.address),
+            peer: Some(show(peer)),
+        })?;
+        self.open(channel, outgoing)
+    }
+
+    fn open(&self, channel: &ChannelEntry, outgoing: bool) -> Result<Ring> {
+        let is_first = channel.addresses[0] == self.address;
+        Ring::open(
+            &self.bus.inner.directory,
+            channel.rings[usize::from(is_first != outgoing)],
+        )
+    }
+}
+
+impl Incoming {
+    /// The next message and who sent it; it stays in its ring until [`Message::release`]. `Empty` if none is
+    /// there. Never `Closed`: a channel may be created at any time.
+    pub fn peek(&mut self) -> std::result::Result<(Address, Message<'_>), TryRecvError> {
+        let index = self.find()?;
+        let source = self.sources[index].0;
+        let (_, message) = self.fair.peek_at(index)?;
+        Ok((source, message))
+    }
+
+    /// Copies the next message into `buffer`, releases it; returns who sent it and its length in bytes.
+    pub fn try_recv(
+        &mut self,
+        buffer: &mut [u8],
+    ) -> std::result::Result<(Address, usize), TryRecvError> {
+        let (source, message) = self.peek()?;
+        let length = message.copy_to(buffer)?;
+        message.release();
+        Ok((source, length))
+    }
+
+    /// Waits until a message is there. `Empty` when the timeout has passed. A channel created while it sleeps is
+    /// seen within 100 ms.
+    pub fn wait(&mut self, timeout: Duration) -> std::result::Result<(), TryRecvError> {
+        let begun = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(begun.elapsed());
+            match self.fair.wait(left.min(crate::wait::LONGEST_SLEEP)) {
+                Ok(()) => return Ok(()),
+                Err(TryRecvError::Empty | TryRecvError::Closed) if self.renew()? => {}
+                Err(TryRecvError::Closed) => std::thread::sleep(left.min(Duration::from_millis(1))),
+                Err(TryRecvError::Empty) => {}
+                Err(error) => return Err(error),
+            }
+            if left.is_zero() {
+                return Err(TryRecvError::Empty);
+            }
+        }
+    }
+
+    /// The senders' addresses, in no order.
+    pub fn sources(&self) -> impl Iterator<Item = Address> {
+        self.sources.iter().map(|(address, _)| *address)
+    }
+
+    fn find(&mut self) -> std::result::Result<usize, TryRecvError> {
+        loop {
+            match self.fair.find() {
+                Err(TryRecvError::Empty | TryRecvError::Closed) if self.renew()? => {}
+                Err(TryRecvError::Closed) => return Err(TryRecvError::Empty),
+                result => return result,
+            }
+        }
+    }
+
+    /// True if the map was written and the receivers are renewed.
+    fn renew(&mut self) -> std::result::Result<bool, TryRecvError> {
+        let failed = |error| TryRecvError::Failed(Box::new(error));
+        if !self.endpoint.refresh().map_err(failed)? {
+            return Ok(false);
+        }
+        // Removed channels are closed; what was still in their rings has been received by now.
+        for index in (0..self.sources.len()).rev() {
+            let known = |channel: &ChannelEntry| {
+                (self.endpoint.peer_of(channel), channel.created) == self.sources[index]
+            };
+            if !self.endpoint.channels.iter().any(known) && self.fair.is_done(index) {
+                self.sources.remove(index);
+                self.fair.remove(index);
+            }
+        }
+        self.add_new().map_err(failed)?;
+        Ok(true)
+    }
+
+    fn add_new(&mut self) -> Result<()> {
+        for channel in &self.endpoint.channels {
+            let source = (self.endpoint.peer_of(channel), channel.created);
+            if self.sources.contains(&source) {
+                continue;
+            }
+            let receiver = match self
+                .endpoint
+                .open(channel, false)
+                .and_then(|ring| ring.receiver())
+            {
+                Ok(receiver) => receiver,
+                // Deleted since the map was read; the next look finds it gone.
+                Err(Error::NotFound { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            self.fair.add(receiver);
+            self.sources.push(source);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,339 @@
+//! Creating, deleting and emptying channels: what `tbusmgr` does.
+//!
+//! One manager at a time works on a directory. The map changes at one store ([`crate::gcim`]); what must exist for
+//! the new map is made before it, and what the new map no longer has is removed after it. A manager that is killed in
+//! between leaves ring files that no map has; the next one removes them.
+
+use crate::config::{ChannelConfig, ChannelsConfig, Retention};
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::gcim::{ChannelEntry, Gcim, Snapshot};
+use crate::locks::RoleLock;
+use crate::ring_file::{Kind, Ring, RingSpec, Uuid};
+use crate::shm::page_size;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long a closing ring waits for a sender in the midst of a message.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a write would do, from comparing a configuration with the map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Channels that exist and stay as they are.
+    pub keep: Vec<ChannelEntry>,
+    /// Of these, the ones whose sizes are other than configured, with the configured ones in pages.
+    pub other_sizes: Vec<(ChannelEntry, [u64; 2])>,
+    /// Channels to be made, in the order of the configuration.
+    pub create: Vec<ChannelConfig>,
+    /// Channels to be deleted, with the unread messages that would be lost.
+    pub delete: Vec<(ChannelEntry, u64)>,
+}
+
+/// Holds the manager's lock of a directory.
+#[derive(Debug)]
+pub struct Manager {
+    directory: Directory,
+    gcim: Gcim,
+    _lock: RoleLock,
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// A size as a ring has it: whole pages.
+pub fn rounded(size: u64) -> u64 {
+    size.next_multiple_of(page_size() as u64)
+}
+
+impl Manager {
+    /// Takes the manager's lock; waits for another manager up to `patience`.
+    pub fn open(directory: &Directory, patience: Duration) -> Result<Manager> {
+        let lock = Self::lock(directory, patience)?;
+        let gcim = Gcim::open(directory, true)?;
+        Ok(Manager {
+            directory: directory.clone(),
+            gcim,
+            _lock: lock,
+        })
+    }
+
+    /// The same; makes the directory and an empty map if there are none.
+    pub fn create(config: &ChannelsConfig, patience: Duration) -> Result<Manager> {
+        let directory = Directory::create(Directory::path_for_key(config.key))?;
+        let lock = Self::lock(&directory, patience)?;
+        let gcim = match Gcim::open(&directory, true) {
+            Err(Error::NotFound { .. }) => {
+                Gcim::create(&directory, config.key, config.template, now())?
+            }
+            other => other?,
+        };
+        if gcim.template() != config.template {
+            let why = format!(
+                "the map of bus {} has address template {}, the file has {}; give it that template, or delete all \
+                 channels and {}",
+                config.key,
+                gcim.template(),
+                config.template,
+                gcim.file_path().display()
+            );
+            return Err(Error::Invalid {
+                what: "address template",
+                why,
+            });
+        }
+        Ok(Manager {
+            directory,
+            gcim,
+            _lock: lock,
+        })
+    }
+
+    fn lock(directory: &Directory, patience: Duration) -> Result<RoleLock> {
+        let begun = Instant::now();
+        loop {
+            match directory.locks.try_take_manager()? {
+                Some(lock) => return Ok(lock),
+                None if begun.elapsed() >= patience => {
+                    return Err(Error::Busy {
+                        path: directory.path().into(),
+                        role: "manager",
+                        pid: 0,
+                    });
+                }
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    /// The map.
+    pub fn gcim(&self) -> &Gcim {
+        &self.gcim
+    }
+
+    /// Compares a configuration with the map; changes nothing.
+    pub fn plan(&self, config: &ChannelsConfig) -> Result<Plan> {
+        plan(&self.directory, &self.gcim.snapshot()?, config)
+    }
+
+    /// Makes the map what `config` says: creates what is missing, deletes what is surplus, leaves alone what exists.
+    /// Without `force`, refused if a surplus channel has unread messages. On an error nothing has changed.
+    pub fn apply(&self, config: &ChannelsConfig, force: bool) -> Result<Plan> {
+        let snapshot = self.gcim.snapshot()?;
+        self.remove_orphans(&snapshot)?;
+        let plan = plan(&self.directory, &snapshot, config)?;
+        self.refuse_unread(plan.delete.iter(), force)?;
+        let mut next_slot = snapshot.next_slot;
+        let mut made = Made {
+            directory: &self.directory,
+            rings: Vec::new(),
+        };
+        let mut channels = plan.keep.clone();
+        for channel in &plan.create {
+            channels.push(made.channel(channel, next_slot)?);
+            next_slot = next_slot
+                .checked_add(1)
+                .filter(|slot| *slot < u32::MAX / 2)
+                .ok_or_else(|| Error::Invalid {
+                    what: "channels",
+                    why: "this map has used up its lock slots; delete it and write it anew".into(),
+                })?;
+        }
+        if channels != snapshot.channels {
+            self.gcim.publish(&channels, next_slot)?;
+        }
+        made.rings.clear(); // they are the map's now
+        for (channel, _) in &plan.delete {
+            self.close_and_remove(channel)?;
+        }
+        Ok(plan)
+    }
+
+    /// Deletes channel `number`, from 1 in the order of the list. Returns it.
+    pub fn delete(&self, number: usize, force: bool) -> Result<ChannelEntry> {
+        let mut snapshot = self.gcim.snapshot()?;
+        self.remove_orphans(&snapshot)?;
+        let index = check_number(number, snapshot.channels.len())?;
+        let channel = snapshot.channels.remove(index);
+        let unread = unread(&self.directory, &channel);
+        self.refuse_unread([(channel.clone(), unread)].iter(), force)?;
+        self.gcim.publish(&snapshot.channels, snapshot.next_slot)?;
+        self.close_and_remove(&channel)?;
+        Ok(channel)
+    }
+
+    /// Empties channel `number`, from 1: releases what is unread, in the place of its receivers. Returns the
+    /// messages discarded. Refused while a receiver is attached.
+    pub fn clean(&self, number: usize) -> Result<u64> {
+        let snapshot = self.gcim.snapshot()?;
+        let index = check_number(number, snapshot.channels.len())?;
+        let rings = snapshot.channels[index]
+            .rings
+            .map(|uuid| Ring::open(&self.directory, uuid));
+        let mut receivers = Vec::new();
+        for ring in rings {
+            receivers.push(ring?.receiver()?); // both roles, before anything is discarded
+        }
+        let mut discarded = 0;
+        for receiver in &mut receivers {
+            while let Ok(message) = receiver.peek() {
+                message.release();
+                discarded += 1;
+            }
+        }
+        Ok(discarded)
+    }
+
+    fn refuse_unread<'a>(
+        &self,
+        mut deleted: impl Iterator<Item = &'a (ChannelEntry, u64)>,
+        force: bool,
+    ) -> Result<()> {
+        match deleted.find(|(_, unread)| *unread > 0 && !force) {
+            Some((channel, unread)) => {
+                let [a, b] = channel
+                    .addresses
+                    .map(|address| self.gcim.template().show(address).to_string());
+                Err(Error::Unread {
+                    channel: [a, b],
+                    messages: *unread,
+                })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Senders and receivers that are attached are told `Closed`.
+    fn close_and_remove(&self, channel: &ChannelEntry) -> Result<()> {
+        for uuid in channel.rings {
+            close_and_remove(&self.directory, uuid)?;
+        }
+        Ok(())
+    }
+
+    /// Ring files that are in no map: what a killed manager left.
+    fn remove_orphans(&self, snapshot: &Snapshot) -> Result<()> {
+        let known: HashSet<Uuid> = snapshot
+            .channels
+            .iter()
+            .flat_map(|channel| channel.rings)
+            .collect();
+        for uuid in self.directory.rings()? {
+            if !known.contains(&uuid) {
+                close_and_remove(&self.directory, uuid)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn close_and_remove(directory: &Directory, uuid: Uuid) -> Result<()> {
+    match Ring::open(directory, uuid) {
+        Ok(ring) => {
+            // A sender that is stopped in the midst of a message, or damage, must not keep the file.
+            let _ = ring.close(CLOSE_PATIENCE);
+            ring.remove()
+        }
+        Err(Error::NotFound { .. }) => Ok(()),
+        Err(_) => {
+            let path = directory.ring_path(uuid);
+            std::fs::remove_file(&path).map_err(|e| Error::system("remove", &path, e))
+        }
+    }
+}
+
+fn check_number(number: usize, count: usize) -> Result<usize> {
+    number
+        .checked_sub(1)
+        .filter(|index| *index < count)
+        .ok_or(Error::NoSuchChannel { number, count })
+}
+
+/// Messages that are not released in both rings of a channel; 0 where a ring is gone.
+fn unread(directory: &Directory, channel: &ChannelEntry) -> u64 {
+    let unread = |uuid| Ring::open(directory, uuid).map_or(0, |ring| ring.status().unread_messages);
+    channel.rings.map(unread).iter().sum()
+}
+
+/// Compares a configuration with a map.
+pub fn plan(directory: &Directory, snapshot: &Snapshot, config: &ChannelsConfig) -> Result<Plan> {
+    let wanted: HashMap<_, _> = config
+        .channels
+        .iter()
+        .map(|channel| {
+            let [a, b] = channel.addresses;
+            ([a.min(b), a.max(b)], channel)
+        })
+        .collect();
+    let mut plan = Plan::default();
+    let mut existing = HashSet::new();
+    for channel in &snapshot.channels {
+        let Some(config) = wanted.get(&channel.pair()) else {
+            plan.delete
+                .push((channel.clone(), unread(directory, channel)));
+            continue;
+        };
+        existing.insert(channel.pair());
+        let mut sizes = [config.send_size, config.recv_size].map(rounded);
+        if config.addresses != channel.addresses {
+            sizes.reverse(); // written from the other end
+        }
+        if sizes != channel.sizes {
+            plan.other_sizes.push((channel.clone(), sizes));
+        }
+        plan.keep.push(channel.clone());
+    }
+    let is_new = |channel: &&ChannelConfig| {
+        let [a, b] = channel.addresses;
+        !existing.contains(&[a.min(b), a.max(b)])
+    };
+    plan.create = config.channels.iter().filter(is_new).cloned().collect();
+    Ok(plan)
+}
+
+/// Ring files made for a map that is not in force yet; removed again if it never is.
+struct Made<'a> {
+    directory: &'a Directory,
+    rings: Vec<Uuid>,
+}
+
+impl Made<'_> {
+    fn channel(&mut self, config: &ChannelConfig, slot: u32) -> Result<ChannelEntry> {
+        let [a, b] = config.addresses;
+        let sizes = [config.send_size, config.recv_size].map(rounded);
+        let mut rings = [Uuid([0; 16]); 2];
+        for (index, (from, to)) in [(a, b), (b, a)].into_iter().enumerate() {
+            let spec = RingSpec {
+                kind: Kind::Local,
+                lock_slot: 2 * slot + index as u32,
+                mode: config.mode.unwrap_or(0o660),
+                owner: config.owner.clone(),
+                group: config.group.clone(),
+                ..RingSpec::local(sizes[index], from, to)
+            };
+            rings[index] = Ring::create_file(self.directory, &spec)?;
+            self.rings.push(rings[index]);
+        }
+        Ok(ChannelEntry {
+            addresses: [a, b],
+            created: now(),
+            slot,
+            priority: config.priority,
+            retention: u32::from(config.retention == Retention::Consumed),
+            rings,
+            sizes,
+            description: config.description.clone(),
+        })
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        for uuid in &self.rings {
+            let _ = std::fs::remove_file(self.directory.ring_path(*uuid));
+        }
+    }
+}
