@@ -12,6 +12,7 @@ use crate::locks::RoleLock;
 use crate::ring_file::{Kind, Ring, RingSpec, Uuid};
 use crate::shm::page_size;
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long a closing ring waits for a sender in the midst of a message.
@@ -63,7 +64,16 @@ impl Manager {
 
     /// The same; makes the directory and an empty map if there are none.
     pub fn create(config: &ChannelsConfig, patience: Duration) -> Result<Manager> {
-        let directory = Directory::create(Directory::path_for_key(config.key))?;
+        Self::create_at(Directory::path_for_key(config.key), config, patience)
+    }
+
+    /// The same in a directory of another name.
+    pub fn create_at(
+        path: impl AsRef<Path>,
+        config: &ChannelsConfig,
+        patience: Duration,
+    ) -> Result<Manager> {
+        let directory = Directory::create(path)?;
         let lock = Self::lock(&directory, patience)?;
         let gcim = match Gcim::open(&directory, true) {
             Err(Error::NotFound { .. }) => {
