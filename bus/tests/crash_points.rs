@@ -12,33 +12,23 @@
 //! `TBUS_CRASH_POINTS` is the number of points (default 800,000), `TBUS_CRASH_SEED` the first scenario; a failure
 //! prints the scenario that reproduces it.
 
-use nix::sys::ptrace;
-use nix::sys::signal::{Signal, raise};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork};
+use crate::stepping::{Scratch, only_test, step_through};
 use std::fs::File;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tbus::{
     Address, Cursor, Directory, Extensions, Kind, Ring, RingSpec, TryRecvError, TrySendError, Uuid,
 };
+
+mod stepping;
 
 const CAPACITY: u64 = 4096;
 /// Lives of the child's handles, steps in each, and the most messages that they can send.
 const LIVES: u64 = 2;
 const STEPS: u64 = 100;
 const MOST_MESSAGES: u64 = LIVES * STEPS * 6;
-
-/// Removed when dropped.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// What the child says about itself: sequences up to which it …
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -250,7 +240,6 @@ impl Scenario {
 /// Recovers an image in a directory of its own and checks it. `sender_first`: the order of the attaches.
 struct Checker {
     directory: Directory,
-    scratch: Scratch,
     uuid: Option<Uuid>,
     images: u64,
 }
@@ -392,84 +381,48 @@ fn trace(scenario: Scenario, checker: &mut Checker, base: &Path) -> Result<u64, 
     let payloads: Vec<_> = (start..start + MOST_MESSAGES)
         .map(|sequence| scenario.payload(sequence))
         .collect();
-    // SAFETY: this process has one thread.
-    let child = match unsafe { fork() }.map_err(|e| e.to_string())? {
-        ForkResult::Parent { child } => child,
-        ForkResult::Child => {
-            ptrace::traceme().expect("the parent may trace");
-            raise(Signal::SIGSTOP).expect("the child stops itself");
-            scenario.run(&scratch.0, &payloads, |at| progress.set(at));
-            std::process::abort(); // SIGABRT tells the parent that the scenario is over
-        }
-    };
-    let _reaped = Reaped(child);
-    let mut points = 0;
     let mut ring: Option<(Uuid, File)> = None;
     let mut image = Vec::new();
     let mut last = None;
-    wait_for_stop(child)?;
-    loop {
-        ptrace::step(child, None).map_err(|e| e.to_string())?;
-        match wait_for_stop(child)? {
-            Signal::SIGTRAP => {}
-            Signal::SIGABRT => break,
-            signal => return Err(format!("the child got {signal}")),
-        }
-        points += 1;
-        if ring.is_none() {
-            // Being created: either nothing is there, or a ring that works.
-            let Some(uuid) = directory.rings().map_err(|e| e.to_string())?.pop() else {
-                continue;
+    let points = step_through(
+        || scenario.run(&scratch.0, &payloads, |at| progress.set(at)),
+        || {
+            if ring.is_none() {
+                // Being created: either nothing is there, or a ring that works.
+                let Some(uuid) = directory.rings().map_err(|e| e.to_string())?.pop() else {
+                    return Ok(());
+                };
+                let file = File::open(directory.ring_path(uuid)).map_err(|e| e.to_string())?;
+                image = vec![0; file.metadata().map_err(|e| e.to_string())?.len() as usize];
+                ring = Some((uuid, file));
+            }
+            let Some((uuid, file)) = &ring else {
+                return Ok(());
             };
-            let file = File::open(directory.ring_path(uuid)).map_err(|e| e.to_string())?;
-            image = vec![0; file.metadata().map_err(|e| e.to_string())?.len() as usize];
-            ring = Some((uuid, file));
-        }
-        let Some((uuid, file)) = &ring else { continue };
-        let mut now = progress.get();
-        if now == Progress::default() {
-            now = Progress {
-                sending: start,
-                accepted: start,
-                releasing: start,
-                released: start,
-            };
-        }
-        // Unchanged memory recovers as it did one instruction before.
-        let mut changed = last != Some(now);
-        last = Some(now);
-        let mut bytes = vec![0; image.len()];
-        file.read_exact_at(&mut bytes, 0)
-            .map_err(|e| e.to_string())?;
-        changed |= bytes != image;
-        image = bytes;
-        if changed {
-            checker
-                .check(scenario, *uuid, &image, now)
-                .map_err(|why| format!("at point {points}: {why}"))?;
-        }
-    }
+            let mut now = progress.get();
+            if now == Progress::default() {
+                now = Progress {
+                    sending: start,
+                    accepted: start,
+                    releasing: start,
+                    released: start,
+                };
+            }
+            // Unchanged memory recovers as it did one instruction before.
+            let mut bytes = vec![0; image.len()];
+            file.read_exact_at(&mut bytes, 0)
+                .map_err(|e| e.to_string())?;
+            if last.replace(now) != Some(now) || bytes != image {
+                image = bytes;
+                checker.check(scenario, *uuid, &image, now)?;
+            }
+            Ok(())
+        },
+    )?;
     if ring.is_none() {
         return Err("the child made no ring".into());
     }
     Ok(points)
-}
-
-/// A child that is ended with this handle.
-struct Reaped(Pid);
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(self.0, Signal::SIGKILL);
-        let _ = waitpid(self.0, None);
-    }
-}
-
-fn wait_for_stop(child: Pid) -> Result<Signal, String> {
-    match waitpid(child, None).map_err(|e| e.to_string())? {
-        WaitStatus::Stopped(_, signal) => Ok(signal),
-        status => Err(format!("the child ended: {status:?}")),
-    }
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -479,47 +432,28 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 fn main() {
-    if std::env::args().any(|a| a == "--list") {
-        println!("crash_at_every_instruction: test"); // what cargo's test runners ask for
-        return;
-    }
-    let wanted = from_environment("TBUS_CRASH_POINTS").unwrap_or(800_000);
-    let first = from_environment("TBUS_CRASH_SEED").unwrap_or(0);
-    let shm = Path::new("/dev/shm");
-    let temporary = std::env::temp_dir();
-    let base = if shm.is_dir() { shm } else { &temporary };
-    let scratch = Scratch(base.join(format!("tbus-crash-points-{}", std::process::id())));
-    let directory = Directory::create(&scratch.0).expect("a scratch directory");
-    let base = scratch.0.clone();
-    let mut checker = Checker {
-        directory,
-        scratch,
-        uuid: None,
-        images: 0,
-    };
-    let begun = Instant::now();
-    let (mut points, mut seed) = (0, first);
-    println!("running 1 test: {wanted} crash points");
-    while points < wanted {
-        match trace(Scenario { seed }, &mut checker, &base) {
-            Ok(more) => points += more,
-            Err(why) => {
-                println!("test crash_at_every_instruction ... FAILED\n{why}");
-                println!(
-                    "reproduce: TBUS_CRASH_SEED={seed} TBUS_CRASH_POINTS=1 cargo test --release -p tbus --test crash_points"
-                );
-                println!("test result: FAILED. 0 passed; 1 failed; 0 ignored");
-                drop(checker.scratch);
-                std::process::exit(101);
-            }
+    only_test("crash_at_every_instruction", || {
+        let wanted = from_environment("TBUS_CRASH_POINTS").unwrap_or(800_000);
+        let first = from_environment("TBUS_CRASH_SEED").unwrap_or(0);
+        let scratch = Scratch::new("crash-points");
+        let mut checker = Checker {
+            directory: Directory::create(&scratch.0).map_err(|e| e.to_string())?,
+            uuid: None,
+            images: 0,
+        };
+        let begun = Instant::now();
+        let (mut points, mut seed) = (0, first);
+        while points < wanted {
+            points += trace(Scenario { seed }, &mut checker, &scratch.0).map_err(|why| {
+                format!("{why}\nreproduce: TBUS_CRASH_SEED={seed} TBUS_CRASH_POINTS=1 cargo test --release -p tbus --test crash_points")
+            })?;
+            seed += 1;
         }
-        seed += 1;
-    }
-    println!(
-        "test crash_at_every_instruction ... ok ({points} points in {} scenarios, {} different images recovered twice each, {:.0} s)",
-        seed - first,
-        checker.images,
-        begun.elapsed().as_secs_f64()
-    );
-    println!("\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        Ok(format!(
+            "{points} points in {} scenarios, {} different images recovered twice each, {:.0} s",
+            seed - first,
+            checker.images,
+            begun.elapsed().as_secs_f64()
+        ))
+    });
 }

@@ -1,5 +1,4 @@
 //! The map of channels and who uses it: applied whole or not at all, seen live, consistent while it is written.
-#![cfg(feature = "config")]
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
