@@ -154,10 +154,21 @@ impl Endpoint {
 
     fn open(&self, channel: &ChannelEntry, outgoing: bool) -> Result<Ring> {
         let is_first = channel.addresses[0] == self.address;
-        Ring::open(
-            &self.bus.inner.directory,
-            channel.rings[usize::from(is_first != outgoing)],
-        )
+        let index = usize::from(is_first != outgoing);
+        let ring = Ring::open(&self.bus.inner.directory, channel.rings[index])?;
+        // The locks that a ring's own header names could be another channel's.
+        let slot = u64::from(channel.slot) * 2 + index as u64;
+        if u64::from(ring.header().lock_slot) != slot {
+            let why = format!(
+                "it names lock slot {}, the map {slot}",
+                ring.header().lock_slot
+            );
+            return Err(Error::BadFile {
+                path: ring.path().into(),
+                why,
+            });
+        }
+        Ok(ring)
     }
 }
 

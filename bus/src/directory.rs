@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::locks::Locks;
 use crate::ring_file::Uuid;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,11 +28,12 @@ impl Directory {
     pub fn create(path: impl AsRef<Path>) -> Result<Directory> {
         let path = path.as_ref();
         match fs::DirBuilder::new().mode(0o750).create(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(Error::system("create", path, e))
-            }
-            _ => Self::open(path),
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => refuse_strangers(path)?,
+            Err(e) => return Err(Error::system("create", path, e)),
         }
+        Locks::create(&path.join("locks"))?;
+        Self::open(path)
     }
 
     /// Opens a directory that exists.
@@ -40,9 +41,13 @@ impl Directory {
         let path = path.as_ref();
         let info = fs::metadata(path).map_err(|e| Error::system("open", path, e))?;
         if !info.is_dir() {
+            return Err(not_a_directory(path));
+        }
+        if info.mode() & 0o002 != 0 {
+            let why = "everybody may write to it".to_string();
             return Err(Error::BadFile {
                 path: path.into(),
-                why: "it is a file, not a directory".into(),
+                why,
             });
         }
         Ok(Directory {
@@ -76,5 +81,32 @@ impl Directory {
             }
         }
         Ok(found)
+    }
+}
+
+/// Whoever makes a directory first could read and replace what others put there: only this user or root may have.
+fn refuse_strangers(path: &Path) -> Result<()> {
+    let info = fs::symlink_metadata(path).map_err(|e| Error::system("inspect", path, e))?;
+    if !info.is_dir() {
+        return Err(not_a_directory(path));
+    }
+    let (owner, me) = (info.uid(), nix::unistd::geteuid().as_raw());
+    if owner != me && owner != 0 {
+        let why = format!(
+            "it belongs to user {owner}, and this is user {me}; run as that user, or have it removed"
+        );
+        return Err(Error::Invalid {
+            what: "directory",
+            why: format!("{}: {why}", path.display()),
+        });
+    }
+    Ok(())
+}
+
+fn not_a_directory(path: &Path) -> Error {
+    let why = "it is a file, not a directory".to_string();
+    Error::BadFile {
+        path: path.into(),
+        why,
     }
 }

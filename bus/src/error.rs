@@ -128,6 +128,14 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn system(doing: &'static str, path: &Path, source: io::Error) -> Error {
+        // A symbolic link, a directory, or a socket or pipe without a reader, where a file was to be opened.
+        if let Some(libc::ELOOP | libc::EISDIR | libc::ENXIO) = source.raw_os_error() {
+            let why = format!("it is no regular file ({source})");
+            return Error::BadFile {
+                path: path.into(),
+                why,
+            };
+        }
         match source.kind() {
             io::ErrorKind::NotFound => Error::NotFound { path: path.into() },
             io::ErrorKind::PermissionDenied => Error::NotPermitted {
@@ -151,7 +159,14 @@ impl fmt::Display for Error {
                 path,
                 source,
             } => {
-                write!(f, "cannot {doing} {}: {source}", path.display())
+                write!(f, "cannot {doing} {}: {source}", path.display())?;
+                match source.kind() {
+                    // Most often no inodes: missing room for data has an error of its own.
+                    io::ErrorKind::StorageFull => {
+                        write!(f, "; its file system is full: free space or inodes there")
+                    }
+                    _ => Ok(()),
+                }
             }
             Error::NoSpace { path, needed } => write!(
                 f,
@@ -185,9 +200,13 @@ impl fmt::Display for Error {
                 path.display()
             ),
             Error::Busy { path, role, pid } => {
+                let holder = match *pid == std::process::id() {
+                    true => "this process itself",
+                    false => "another process",
+                };
                 write!(
                     f,
-                    "the {role} role of {} is held by another process",
+                    "the {role} role of {} is held by {holder}",
                     path.display()
                 )?;
                 if *pid != 0 {
@@ -197,7 +216,7 @@ impl fmt::Display for Error {
             }
             Error::WrongRole { path, role, kind } => write!(
                 f,
-                "{} is a {kind} ring, whose {role} is the relay, not an application",
+                "{} is a {kind} ring, whose {role} is the relay, not an application; attach to its other end",
                 path.display()
             ),
             Error::Closed { path } => {

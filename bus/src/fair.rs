@@ -107,6 +107,10 @@ impl FairReceiver {
                 }
             }
         }
+        if let (false, Some(broken)) = (open, self.out.iter().position(|out| *out)) {
+            // Nothing but rings that cannot be used, or are closed: that is told again.
+            return self.receivers[broken].peek().map(|_| broken);
+        }
         if open || count == 0 {
             Err(TryRecvError::Empty)
         } else {
@@ -136,26 +140,29 @@ impl FairReceiver {
                 return Err(TryRecvError::Empty);
             }
             let values: Vec<u32> = self
-                .receivers
-                .iter()
+                .usable()
                 .map(|r| r.with_signal(wait::announce))
                 .collect();
             let result = found(self.find());
             if result.is_none() {
                 self.sleep(&values, left.min(LONGEST_SLEEP));
             }
-            self.receivers
-                .iter()
-                .for_each(|r| r.with_signal(wait::renounce));
+            self.usable().for_each(|r| r.with_signal(wait::renounce));
             if let Some(result) = result {
                 return result;
             }
         }
     }
 
+    /// Those that have not failed: a damaged ring's word may be changed for ever, and must not keep the rest awake.
+    fn usable(&self) -> impl Iterator<Item = &Receiver> {
+        let all = self.receivers.iter().zip(&self.out);
+        all.filter(|(_, out)| !**out).map(|(receiver, _)| receiver)
+    }
+
     fn sleep(&self, values: &[u32], timeout: Duration) {
         const STEP: Duration = Duration::from_millis(1);
-        let memories: Vec<_> = self.receivers.iter().map(|r| r.ring().mapped()).collect();
+        let memories: Vec<_> = self.usable().map(|r| r.ring().mapped()).collect();
         let words: Vec<_> = memories
             .iter()
             .zip(values)

@@ -50,7 +50,7 @@ impl Registry {
 
     fn with<T>(&self, act: impl FnOnce(&mut Vec<Held>) -> T) -> T {
         self.lock();
-        // SAFETY: locked, so this is the only reference; `act` is one of two closures below that cannot re-enter.
+        // SAFETY: locked, so this is the only reference; the closures below cannot re-enter.
         let result = act(unsafe { &mut *self.held.get() });
         self.unlock();
         result
@@ -64,12 +64,26 @@ pub(crate) fn generation() -> u32 {
 
 /// Registers something that a child must lose.
 pub(crate) fn hold(held: Held) {
+    prepare();
+    REGISTRY.with(|all| all.push(held));
+}
+
+/// Makes something and registers it, with no fork in between.
+pub(crate) fn hold_new<T, E>(make: impl FnOnce() -> Result<(T, Held), E>) -> Result<T, E> {
+    prepare();
+    REGISTRY.with(|all| {
+        let (made, held) = make()?;
+        all.push(held);
+        Ok(made)
+    })
+}
+
+fn prepare() {
     static HANDLERS: Once = Once::new();
     HANDLERS.call_once(|| {
         // SAFETY: the three functions are what pthread_atfork asks for and touch only this module's state.
         unsafe { libc::pthread_atfork(Some(before), Some(after_in_parent), Some(after_in_child)) };
     });
-    REGISTRY.with(|all| all.push(held));
 }
 
 /// Takes back what [`hold`] registered.

@@ -34,7 +34,7 @@ pub const MAX_CHANNELS: usize = 65_536;
 const ENTRY: usize = 32;
 /// The longest description that an entry holds, bytes; longer ones are cut.
 pub const MAX_DESCRIPTION: usize = (ENTRY - 15) * 8;
-/// Words before an area's entries: count, next lock slot, 6 unused.
+/// Words before an area's entries: count, next lock slot, count of removed channels (behind the others), 5 unused.
 const AREA_HEADER: usize = 8;
 const AREA: usize = AREA_HEADER + MAX_CHANNELS * ENTRY;
 /// Word indices.
@@ -138,6 +138,8 @@ pub struct Snapshot {
     pub next_slot: u32,
     /// The channels, in the order in which they are listed.
     pub channels: Vec<ChannelEntry>,
+    /// Channels that are no longer in the map, but whose rings may not be closed and removed yet.
+    pub removed: Vec<ChannelEntry>,
 }
 
 /// The map of a directory.
@@ -270,11 +272,18 @@ impl Gcim {
         self.consistent(|area, version| {
             let count = self.count(area)?;
             let next_slot = self.words.at(area + 1).load(Relaxed) as u32; // ordered by consistent
-            let channels = (0..count).map(|index| self.entry(area, index)).collect();
+            let removed = self.words.at(area + 2).load(Relaxed); // as above
+            let removed = usize::try_from(removed)
+                .ok()
+                .filter(|n| *n <= MAX_CHANNELS - count)?;
+            let entries = |range: core::ops::Range<usize>| {
+                range.map(|index| self.entry(area, index)).collect()
+            };
             Some(Snapshot {
                 version,
                 next_slot,
-                channels,
+                channels: entries(0..count),
+                removed: entries(count..count + removed),
             })
         })
     }
@@ -340,9 +349,17 @@ impl Gcim {
     }
 
     /// Replaces the whole table. The caller holds the writer's lock. On an error nothing has changed.
-    pub(crate) fn publish(&self, channels: &[ChannelEntry], next_slot: u32) -> Result<u64> {
-        if channels.len() > MAX_CHANNELS {
-            let why = format!("{} channels; a map holds {MAX_CHANNELS}", channels.len());
+    pub(crate) fn publish(
+        &self,
+        channels: &[ChannelEntry],
+        removed: &[ChannelEntry],
+        next_slot: u32,
+    ) -> Result<u64> {
+        let count = channels.len() + removed.len();
+        if count > MAX_CHANNELS {
+            let why = format!(
+                "{count} channels, those included that are being deleted; a map holds {MAX_CHANNELS}"
+            );
             return Err(Error::Invalid {
                 what: "channels",
                 why,
@@ -350,7 +367,7 @@ impl Gcim {
         }
         let next = self.version() + 1;
         let area = AREAS + (next as usize & 1) * AREA;
-        let size = 8 * (AREA_HEADER + channels.len() * ENTRY) as u64;
+        let size = 8 * (AREA_HEADER + count * ENTRY) as u64;
         reserve_space(&self.file, &self.path, 8 * area as u64, size)?;
         // Readers of the version before last, whose area this was, see its successor before they see any of the
         // stores below. Partner: the Acquire fence in consistent.
@@ -358,7 +375,8 @@ impl Gcim {
         // Relaxed: in force by the Release of the version only.
         self.words.at(area).store(channels.len() as u64, Relaxed);
         self.words.at(area + 1).store(next_slot.into(), Relaxed);
-        for (index, channel) in channels.iter().enumerate() {
+        self.words.at(area + 2).store(removed.len() as u64, Relaxed);
+        for (index, channel) in channels.iter().chain(removed).enumerate() {
             for (offset, word) in channel.to_words().into_iter().enumerate() {
                 self.words
                     .at(area + AREA_HEADER + index * ENTRY + offset)

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -46,23 +46,55 @@ pub(crate) struct Locks {
 }
 
 impl Locks {
-    /// Opens `path`, making it if it does not exist.
-    pub fn open(path: &Path) -> Result<Arc<Locks>> {
-        let file = OpenOptions::new()
+    /// Makes the lock file if it does not exist.
+    pub fn create(path: &Path) -> Result<()> {
+        OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o660)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path)
-            .map_err(|e| Error::system("open", path, e))?;
-        fork::hold(Held::Descriptor(file.as_raw_fd()));
+            .map(drop)
+            .map_err(|e| Error::system("create", path, e))
+    }
+
+    /// Opens the lock file.
+    pub fn open(path: &Path) -> Result<Arc<Locks>> {
+        let open = || {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(path)?;
+            let held = Held::Descriptor(file.as_raw_fd());
+            Ok((file, held))
+        };
+        let file = fork::hold_new(open).map_err(|e| Error::system("open", path, e))?;
         Ok(Arc::new(Locks {
             file: ManuallyDrop::new(file),
             path: path.into(),
             generation: fork::generation(),
             mine: Mutex::default(),
         }))
+    }
+
+    /// Without its name the file excludes nobody who comes later.
+    fn check_name(&self) -> Result<()> {
+        let fail = |e| Error::system("inspect", &self.path, e);
+        let (mine, named) = (
+            self.file.metadata().map_err(fail)?,
+            std::fs::symlink_metadata(&self.path).map_err(fail)?,
+        );
+        if (mine.dev(), mine.ino()) != (named.dev(), named.ino()) {
+            let why = "it was removed and made anew while processes had it open".to_string();
+            return Err(Error::BadFile {
+                path: self.path.clone(),
+                why,
+            });
+        }
+        Ok(())
     }
 
     /// Takes a role, or `None` if somebody has it.
@@ -74,6 +106,7 @@ impl Locks {
         if self.generation != fork::generation() {
             return Err(Error::Forked);
         }
+        self.check_name()?;
         let mut mine = self.mine.lock().unwrap_or_else(|e| e.into_inner());
         if mine.contains(&byte) {
             return Ok(None);

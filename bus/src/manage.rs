@@ -1,8 +1,10 @@
 //! Creating, deleting and emptying channels: what `tbusmgr` does.
 //!
 //! One manager at a time works on a directory. The map changes at one store ([`crate::gcim`]); what must exist for
-//! the new map is made before it, and what the new map no longer has is removed after it. A manager that is killed in
-//! between leaves ring files that no map has; the next one removes them.
+//! the new map is made before it, and what the new map no longer has is closed and removed after it. The map itself
+//! says what is still to be removed, so the next manager goes on where one was killed. Rings that one had made for a
+//! map that never came into force were never used by anybody, and are removed; other rings that the map does not
+//! know are left alone.
 
 use crate::config::{ChannelConfig, ChannelsConfig, Retention};
 use crate::directory::Directory;
@@ -132,10 +134,9 @@ impl Manager {
     /// Makes the map what `config` says: creates what is missing, deletes what is surplus, leaves alone what exists.
     /// Without `force`, refused if a surplus channel has unread messages. On an error nothing has changed.
     pub fn apply(&self, config: &ChannelsConfig, force: bool) -> Result<Plan> {
-        let snapshot = self.gcim.snapshot()?;
-        self.remove_orphans(&snapshot)?;
+        let snapshot = self.finish_removals()?;
         let plan = plan(&self.directory, &snapshot, config)?;
-        self.refuse_unread(plan.delete.iter(), force)?;
+        self.refuse_unread(&plan.delete, force)?;
         let mut next_slot = snapshot.next_slot;
         let mut made = Made {
             directory: &self.directory,
@@ -152,26 +153,32 @@ impl Manager {
                     why: "this map has used up its lock slots; delete it and write it anew".into(),
                 })?;
         }
+        let removed: Vec<_> = plan
+            .delete
+            .iter()
+            .map(|(channel, _)| channel.clone())
+            .collect();
         if channels != snapshot.channels {
-            self.gcim.publish(&channels, next_slot)?;
+            self.gcim.publish(&channels, &removed, next_slot)?;
         }
         made.rings.clear(); // they are the map's now
-        for (channel, _) in &plan.delete {
-            self.close_and_remove(channel)?;
-        }
+        self.finish_removals()?;
         Ok(plan)
     }
 
     /// Deletes channel `number`, from 1 in the order of the list. Returns it.
     pub fn delete(&self, number: usize, force: bool) -> Result<ChannelEntry> {
-        let mut snapshot = self.gcim.snapshot()?;
-        self.remove_orphans(&snapshot)?;
+        let mut snapshot = self.finish_removals()?;
         let index = check_number(number, snapshot.channels.len())?;
         let channel = snapshot.channels.remove(index);
-        let unread = unread(&self.directory, &channel);
-        self.refuse_unread([(channel.clone(), unread)].iter(), force)?;
-        self.gcim.publish(&snapshot.channels, snapshot.next_slot)?;
-        self.close_and_remove(&channel)?;
+        let deleted = [(channel.clone(), unread(&self.directory, &channel))];
+        self.refuse_unread(&deleted, force)?;
+        self.gcim.publish(
+            &snapshot.channels,
+            std::slice::from_ref(&channel),
+            snapshot.next_slot,
+        )?;
+        self.finish_removals()?;
         Ok(channel)
     }
 
@@ -197,46 +204,51 @@ impl Manager {
         Ok(discarded)
     }
 
-    fn refuse_unread<'a>(
-        &self,
-        mut deleted: impl Iterator<Item = &'a (ChannelEntry, u64)>,
-        force: bool,
-    ) -> Result<()> {
-        match deleted.find(|(_, unread)| *unread > 0 && !force) {
-            Some((channel, unread)) => {
-                let [a, b] = channel
+    fn refuse_unread(&self, deleted: &[(ChannelEntry, u64)], force: bool) -> Result<()> {
+        match deleted.iter().find(|(_, unread)| *unread > 0 && !force) {
+            Some((channel, unread)) => Err(Error::Unread {
+                channel: channel
                     .addresses
-                    .map(|address| self.gcim.template().show(address).to_string());
-                Err(Error::Unread {
-                    channel: [a, b],
-                    messages: *unread,
-                })
-            }
+                    .map(|address| self.gcim.template().show(address).to_string()),
+                messages: *unread,
+            }),
             None => Ok(()),
         }
     }
 
-    /// Senders and receivers that are attached are told `Closed`.
-    fn close_and_remove(&self, channel: &ChannelEntry) -> Result<()> {
-        for uuid in channel.rings {
+    /// Closes and removes what the map says is to be removed, and rings that a killed manager had made for a map that
+    /// never came into force. Senders and receivers that are attached are told `Closed`, the receivers after what
+    /// is there. Returns the map.
+    fn finish_removals(&self) -> Result<Snapshot> {
+        let mut snapshot = self.gcim.snapshot()?;
+        for uuid in snapshot.removed.iter().flat_map(|channel| channel.rings) {
             close_and_remove(&self.directory, uuid)?;
         }
-        Ok(())
-    }
-
-    /// Ring files that are in no map: what a killed manager left.
-    fn remove_orphans(&self, snapshot: &Snapshot) -> Result<()> {
+        if !snapshot.removed.is_empty() {
+            self.gcim
+                .publish(&snapshot.channels, &[], snapshot.next_slot)?;
+            snapshot = self.gcim.snapshot()?;
+        }
         let known: HashSet<Uuid> = snapshot
             .channels
             .iter()
             .flat_map(|channel| channel.rings)
             .collect();
         for uuid in self.directory.rings()? {
-            if !known.contains(&uuid) {
+            if !known.contains(&uuid) && self.is_unused(uuid, snapshot.next_slot) {
                 close_and_remove(&self.directory, uuid)?;
             }
         }
-        Ok(())
+        Ok(snapshot)
+    }
+
+    /// True for a ring with a lock slot that no map has given out yet, to which nobody ever attached.
+    fn is_unused(&self, uuid: Uuid, next_slot: u32) -> bool {
+        Ring::open(&self.directory, uuid).is_ok_and(|ring| {
+            let status = ring.status();
+            ring.header().lock_slot / 2 >= next_slot
+                && status.producer.attaches + status.consumer.attaches == 0
+        })
     }
 }
 
@@ -262,9 +274,14 @@ fn check_number(number: usize, count: usize) -> Result<usize> {
         .ok_or(Error::NoSuchChannel { number, count })
 }
 
-/// Messages that are not released in both rings of a channel; 0 where a ring is gone.
+/// Messages that are not released in both rings of a channel; 0 for a ring that is gone, 1 for one that cannot be
+/// read and so may have any number.
 fn unread(directory: &Directory, channel: &ChannelEntry) -> u64 {
-    let unread = |uuid| Ring::open(directory, uuid).map_or(0, |ring| ring.status().unread_messages);
+    let unread = |uuid| match Ring::open(directory, uuid) {
+        Ok(ring) => ring.status().unread_messages,
+        Err(Error::NotFound { .. }) => 0,
+        Err(_) => 1,
+    };
     channel.rings.map(unread).iter().sum()
 }
 

@@ -1,6 +1,6 @@
 //! [`MirrorWriter`]: the relay's end of a mirror ring.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::Cursor;
 use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
@@ -40,6 +40,7 @@ impl MirrorWriter {
     /// Puts `bytes` of the source ring at `position`; not visible before [`MirrorWriter::publish`]. Refused
     /// outside [tail, consumer's position + capacity].
     pub fn write(&mut self, position: u64, bytes: &[u8]) -> Result<()> {
+        self.check_fork()?;
         self.publisher
             .write(position, bytes)
             .map_err(|d| self.ring.damaged(d))
@@ -48,6 +49,14 @@ impl MirrorWriter {
     /// Checks the records in [tail, `to`), whose bytes are all there, and publishes them. `to` is the end of a
     /// record. On an error nothing is published.
     pub fn publish(&mut self, to: u64) -> Result<()> {
+        self.check_fork()?;
         self.publisher.publish(to).map_err(|d| self.ring.damaged(d))
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        match self.publisher.memory().forked() {
+            true => Err(Error::Forked),
+            false => Ok(()),
+        }
     }
 }

@@ -19,13 +19,15 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Receiver {
     consumer: Consumer<Mapped>,
+    /// Where a batch began that is not dropped yet, or was forgotten.
+    open_batch: Option<Cursor>,
     waiter: Waiter,
     ring: Ring,
     _role: RoleLock,
 }
 
 /// A message, read in place. It stays in the ring until [`Message::release`]: dropped without, it is the next
-/// message again.
+/// message again. A child forked meanwhile has the message too, but reads zeros.
 #[derive(Debug)]
 pub struct Message<'a> {
     consumer: &'a mut Consumer<Mapped>,
@@ -47,6 +49,7 @@ impl Receiver {
         };
         Ok(Receiver {
             consumer,
+            open_batch: None,
             waiter,
             ring,
             _role: role,
@@ -71,6 +74,9 @@ impl Receiver {
     /// The next message, which stays in the ring: peek again and it is the same one.
     #[inline(always)]
     pub fn peek(&mut self) -> Result<Message<'_>, TryRecvError> {
+        if self.open_batch.is_some() {
+            self.take_back_forgotten();
+        }
         match self.consumer.peek() {
             Ok(record) => {
                 let cursor = self.consumer.next();
@@ -85,6 +91,14 @@ impl Receiver {
         }
     }
 
+    /// A batch that was leaked instead of dropped has released nothing.
+    #[cold]
+    fn take_back_forgotten(&mut self) {
+        if let Some(begun) = self.open_batch.take() {
+            self.consumer.take_back(begun);
+        }
+    }
+
     /// Copies the next message into `buffer`, releases it, and returns its length in bytes.
     #[inline(always)]
     pub fn try_recv(&mut self, buffer: &mut [u8]) -> Result<usize, TryRecvError> {
@@ -96,11 +110,14 @@ impl Receiver {
 
     /// Up to `max` messages, released together when the guard goes. On a panic, as on a kill, none of them is.
     pub fn recv_batch(&mut self, max: usize) -> Batch<'_> {
+        self.take_back_forgotten();
         let begun = self.consumer.next();
+        self.open_batch = Some(begun);
         Batch {
             receiver: self,
             begun,
             left: max,
+            panicking: std::thread::panicking(),
         }
     }
 
@@ -257,6 +274,8 @@ pub struct Batch<'a> {
     receiver: &'a mut Receiver,
     begun: Cursor,
     left: usize,
+    /// A panic was under way before the batch, so it is not the batch's.
+    panicking: bool,
 }
 
 impl Batch<'_> {
@@ -287,8 +306,9 @@ impl Batch<'_> {
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
+        self.receiver.open_batch = None;
         let consumer = &mut self.receiver.consumer;
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.panicking {
             consumer.take_back(self.begun);
         } else if consumer.next() != self.begun {
             consumer.release_passed();

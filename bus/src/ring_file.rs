@@ -9,7 +9,7 @@ use crate::locks::{Role, RoleLock};
 use crate::mirror::MirrorWriter;
 use crate::receiver::Receiver;
 use crate::ring::memory::Memory;
-use crate::ring::{self, Damage, Gate, producer};
+use crate::ring::{self, Damage, Gate, check_cursor, producer};
 use crate::sender::Sender;
 use crate::shm::{Mapped, Mapping, page_size};
 use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed, fence};
@@ -69,7 +69,8 @@ impl FromStr for Uuid {
             .bytes()
             .enumerate()
             .all(|(i, b)| (b == b'-') == [8, 13, 18, 23].contains(&i));
-        if text.len() != 36 || !dashes {
+        let plain = text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
+        if text.len() != 36 || !dashes || !plain {
             return Err(wrong());
         }
         let digits: String = text.chars().filter(|c| *c != '-').collect();
@@ -248,12 +249,12 @@ impl Ring {
                 ),
             );
         }
-        if !spec.start.position.is_multiple_of(8) || spec.start.position >= layout::MAX_POSITION {
+        if check_cursor("start", spec.start).is_err() {
             return invalid(
                 "start",
                 format!(
-                    "position {}; give a multiple of 8 below 2^63",
-                    spec.start.position
+                    "position {}, sequence {}; give a position that is a multiple of 8, and both below 2^63",
+                    spec.start.position, spec.start.sequence
                 ),
             );
         }
@@ -359,12 +360,9 @@ impl Ring {
         if self.kind() == Kind::Mirror {
             return Err(self.wrong_role(Role::Producer));
         }
-        if self.control(|c| c.receiver_signal.word.load(Relaxed)) & SIGNAL_CLOSED != 0 {
-            return Err(Error::Closed {
-                path: self.path().into(),
-            });
-        }
+        // Before the look at CLOSED, which a forked child sees set.
         let lock = self.take(Role::Producer)?;
+        self.refuse_closed()?;
         Sender::attach(self.clone(), lock)
     }
 
@@ -390,7 +388,18 @@ impl Ring {
             });
         }
         let lock = self.take(Role::Producer)?;
+        self.refuse_closed()?;
         MirrorWriter::attach(self.clone(), lock)
+    }
+
+    fn refuse_closed(&self) -> Result<()> {
+        let word = self.control(|c| c.receiver_signal.word.load(Relaxed)); // one bit matters, nothing is read through it
+        match word & SIGNAL_CLOSED {
+            0 => Ok(()),
+            _ => Err(Error::Closed {
+                path: self.path().into(),
+            }),
+        }
     }
 
     fn wrong_role(&self, role: Role) -> Error {
@@ -436,7 +445,8 @@ impl Ring {
     }
 
     /// Ends the ring: senders are refused from now on, receivers get what is there and then `Closed`. Waits up
-    /// to `patience` for a sender that is in the midst of a message; `Busy` then, and a later call goes on.
+    /// to `patience` for a sender that is in the midst of a message; `Busy` then, and a later call goes on. So it
+    /// must after a closer was killed: until then senders are refused, but receivers do not learn of the end.
     /// Returns the final tail.
     pub fn close(&self, patience: Duration) -> Result<u64> {
         let begun = Instant::now();
@@ -495,17 +505,20 @@ impl Ring {
         let memory = self.mapped();
         let control = memory.control();
         let released = &control.released.cursor;
-        let Some(mut at) = released.read() else {
+        let Some(at) = released.read() else {
             return Ok(());
         };
-        let end = match self.kind() {
-            Kind::Local => u64::MAX,
-            Kind::Source | Kind::Mirror => control
-                .producer
-                .tail
-                .read()
-                .map_or(at.position, |tail| tail.position),
-        };
+        let mut at = check_cursor("released", at).map_err(|d| self.damaged(d))?;
+        let mut end = at.position + self.inner.header.capacity;
+        if self.kind() != Kind::Local {
+            end = end.min(
+                control
+                    .producer
+                    .tail
+                    .read()
+                    .map_or(at.position, |t| t.position),
+            );
+        }
         let mut bytes = Vec::new();
         while at.position < end {
             let nonce = self.inner.header.nonce;
@@ -546,7 +559,12 @@ impl Ring {
             let read =
                 |slots: &layout::CursorSlots| slots.read().unwrap_or_else(|| slots.recover());
             let (released, head) = (read(&c.released.cursor), read(&c.head.cursor));
-            let tail = read(&c.producer.tail);
+            let mut tail = read(&c.producer.tail);
+            if self.kind() != Kind::Mirror {
+                // What a killed sender committed and did not count is there all the same.
+                let end = released.position.saturating_add(self.inner.header.capacity);
+                tail = ring::committed_tail(&self.mapped(), tail, end, self.inner.header.nonce);
+            }
             let side = |info: &layout::InfoLine| {
                 // Relaxed: diagnostics, each on its own.
                 let (small, large) = (

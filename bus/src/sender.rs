@@ -116,7 +116,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Room for one message of up to `length` bytes, to be written in place. Dropping it gives it up.
+    /// Room for one message of up to `length` bytes, to be written in place. Dropping it gives it up. A child
+    /// forked meanwhile has the reservation too, but its commit reaches no ring.
     #[inline]
     pub fn reserve(&mut self, length: usize) -> Result<Reservation<'_>, TrySendError> {
         let begun = self.begin(length)?;

@@ -412,7 +412,8 @@ fn options_that_cannot_be() {
         );
     }
     for position in [1, 4, MAX_POSITION, u64::MAX - 7] {
-        let why = format!("position {position}; give a multiple of 8 below 2^63");
+        let why =
+            format!("position {position}, sequence 0; give a position that is a multiple of 8");
         invalid(
             create(&|spec| {
                 spec.start = Cursor {

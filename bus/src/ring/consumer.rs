@@ -52,7 +52,6 @@ const LOOK_EVERY: u32 = 1 << 12;
 ///
 /// Few fields change per message: a store is held up while an earlier one waits for a cache line that the
 /// producer has, and the processor's queue of such stores bounds how many lines are under way at once.
-#[derive(Debug)]
 pub(crate) struct Consumer<M> {
     memory: M,
     nonce: u64,
@@ -76,6 +75,13 @@ pub(crate) struct Consumer<M> {
     empty_polls: u32,
     pause: u32,
     damage: Option<Box<Damage>>,
+}
+
+/// Without the nonce, see `layout::Header`.
+impl<M: Memory> core::fmt::Debug for Consumer<M> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Consumer").field(&self.next()).finish()
+    }
 }
 
 impl<M: Memory> Consumer<M> {
@@ -213,6 +219,7 @@ impl<M: Memory> Consumer<M> {
         self.offset = (to.position % self.capacity) as usize;
         self.lap = to.position - self.offset as u64;
         self.sequence = to.sequence;
+        self.dry_at = self.dry_at.min(to.sequence);
     }
 
     /// Tells the producer what `released` says.
@@ -308,22 +315,36 @@ impl<M: Memory> Consumer<M> {
         let control = self.memory.control();
         // Acquire: partner of the Release in close; the sealed tail is final, and so are the records below it.
         let seal = control.seal.end.load(Acquire);
-        if seal & SEALED != 0 && self.position() >= seal & !SEALED {
+        let end = (seal & SEALED != 0).then_some(seal & !SEALED);
+        if end == Some(self.position()) {
             return Nothing::Closed;
         }
-        let tail = control.producer.tail.furthest();
         let expected = match self.gate {
-            // A tail past our position promises a record here: its commit word was stored before the tail.
-            Gate::CommitWord if tail > self.position() => {
+            // A tail past our position promises a record here, since its commit word was stored before the tail;
+            // and a seal anywhere else does.
+            Gate::CommitWord
+                if end.is_some() || control.producer.tail.furthest() > self.position() =>
+            {
                 // Acquire: as in peek.
                 let word = self.memory.word(self.offset).load(Acquire);
                 if word == commit_word(self.position(), self.nonce) {
                     return Nothing::Empty; // it has just come; the next peek finds it
                 }
-                "a record here, since the tail is past it"
+                "a record here, since the tail or the seal is elsewhere"
             }
             Gate::Tail if self.position() < self.limit => {
                 "a record here, since the published tail is past it"
+            }
+            // A mirror is sealed at its published tail, which is where we are.
+            Gate::Tail
+                if end.is_some()
+                    && control
+                        .producer
+                        .tail
+                        .read()
+                        .is_some_and(|t| t.position == self.position()) =>
+            {
+                "a record here, since the seal is elsewhere"
             }
             _ => return Nothing::Empty,
         };

@@ -4,13 +4,12 @@
 //! a NIC land in any order; so it neither rolls a mirror forward nor lets readers go past the published tail.
 
 use super::memory::Memory;
-use super::{Damage, check_cursor, consumer_position, record_at};
+use super::{Damage, certain_consumer_position, check_consumer, check_cursor, record_at};
 use crate::layout::*;
 use crate::sync::{Ordering, Relaxed, compiler_barrier, fence};
 use crate::wait;
 
 /// Process-local state of a mirror's producer.
-#[derive(Debug)]
 pub(crate) struct Publisher<M> {
     memory: M,
     nonce: u64,
@@ -18,16 +17,33 @@ pub(crate) struct Publisher<M> {
     fence: bool,
 }
 
+/// Without the nonce, see `layout::Header`.
+impl<M: Memory> core::fmt::Debug for Publisher<M> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Publisher").field(&self.tail).finish()
+    }
+}
+
 impl<M: Memory> Publisher<M> {
     pub fn attach(memory: M, nonce: u64, fence: bool) -> Result<Self, Damage> {
-        let tail = check_cursor("tail", memory.control().producer.tail.recover())?;
-        memory.control().producer.tail.jump(tail);
+        let control = memory.control();
+        let tail = check_cursor("tail", control.producer.tail.recover())?;
+        check_consumer(
+            certain_consumer_position(control)?,
+            tail.position,
+            memory.capacity() as u64,
+        )?;
+        control.producer.tail.jump(tail);
         Ok(Publisher {
             memory,
             nonce,
             tail,
             fence,
         })
+    }
+
+    pub fn memory(&self) -> &M {
+        &self.memory
     }
 
     /// Up to where the ring is published.
@@ -39,12 +55,10 @@ impl<M: Memory> Publisher<M> {
     /// see them before [`Self::publish`].
     pub fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Damage> {
         let capacity = self.memory.capacity() as u64;
-        let head = consumer_position(self.memory.control());
+        let head = certain_consumer_position(self.memory.control())?;
+        let head = check_consumer(head, self.tail.position, capacity)?;
         let end = position.saturating_add(bytes.len() as u64);
-        if position < self.tail.position
-            || end > head.saturating_add(capacity)
-            || end - position > capacity
-        {
+        if position < self.tail.position || end > head + capacity {
             return Err(Damage {
                 what: "write into the mirror",
                 position,

@@ -108,15 +108,15 @@ impl Shape {
 }
 
 /// A cursor as found at attach, checked against what any cursor must satisfy.
-fn check_cursor(what: &'static str, cursor: Cursor) -> Result<Cursor, Damage> {
+pub(crate) fn check_cursor(what: &'static str, cursor: Cursor) -> Result<Cursor, Damage> {
     let Cursor { position, sequence } = cursor;
     let limit = crate::layout::MAX_POSITION;
-    if position >= limit || position % 8 != 0 || sequence > position / 16 && sequence >= limit {
+    if position >= limit || !position.is_multiple_of(8) || sequence >= limit {
         return Err(Damage {
             what,
             position,
             found: sequence,
-            expected: "a position below 2^63 that is a multiple of 8",
+            expected: "a position that is a multiple of 8, and a sequence, both below 2^63",
         });
     }
     Ok(cursor)
@@ -126,10 +126,37 @@ fn check_cursor(what: &'static str, cursor: Cursor) -> Result<Cursor, Damage> {
 ///
 /// Only the slot in force will do. The position of the other one may be that of a release during which the
 /// consumer was killed: its successor goes on below it.
-fn consumer_position(control: &crate::layout::Control) -> u64 {
-    // A consumer that is faster than 16 looks leaves the head, which lags and is always safe.
-    let released = control.released.cursor.read().map_or(0, |c| c.position);
-    released.max(control.head.cursor.furthest())
+/// `None` if the cursor did not stand still for a moment in very many looks.
+fn consumer_position(control: &crate::layout::Control) -> Option<u64> {
+    let released = &control.released.cursor;
+    let position = (0..PATIENT_LOOKS).find_map(|_| released.read())?.position;
+    Some(position.max(control.head.cursor.furthest()))
+}
+
+/// The same where there is nothing else to go by: an honest consumer stands still once in so many looks.
+fn certain_consumer_position(control: &crate::layout::Control) -> Result<u64, Damage> {
+    consumer_position(control).ok_or(Damage {
+        what: "released cursor",
+        position: control.head.cursor.furthest(),
+        found: control.released.cursor.furthest(),
+        expected: "one that stands still for a moment",
+    })
+}
+
+/// Each is up to 16 reads: an honest consumer that releases a message every few nanoseconds wins hardly one of them.
+const PATIENT_LOOKS: u32 = 1000;
+
+/// Checks that the consumer is neither ahead of the tail nor more than a capacity behind it.
+fn check_consumer(consumer: u64, tail: u64, capacity: u64) -> Result<u64, Damage> {
+    if consumer > tail || tail - consumer > capacity {
+        return Err(Damage {
+            what: "consumer's position",
+            position: tail,
+            found: consumer,
+            expected: "a position at most the tail, and at most one capacity behind it",
+        });
+    }
+    Ok(consumer)
 }
 
 /// The shape of the committed record at `position`, if there is one.
@@ -178,4 +205,25 @@ fn roll_forward<M: memory::Memory>(
         };
     }
     Ok(cursor)
+}
+
+/// How far committed records reach from `tail`, at most to `limit`; for those who only look. Damage ends the walk.
+pub(crate) fn committed_tail<M: memory::Memory>(
+    memory: &M,
+    tail: Cursor,
+    limit: u64,
+    nonce: u64,
+) -> Cursor {
+    let mut cursor = tail;
+    if check_cursor("tail", tail).is_err() {
+        return tail;
+    }
+    while cursor.position < limit.min(crate::layout::MAX_POSITION) {
+        let Ok(Some(shape)) = record_at(memory, cursor.position, nonce) else {
+            break;
+        };
+        cursor.position += shape.size as u64;
+        cursor.sequence += 1;
+    }
+    cursor
 }

@@ -1,7 +1,10 @@
 //! The sending side of a ring.
 
 use super::memory::Memory;
-use super::{Damage, check_cursor, consumer_position, roll_forward};
+use super::{
+    Damage, certain_consumer_position, check_consumer, check_cursor, consumer_position,
+    roll_forward,
+};
 use crate::layout::*;
 use crate::sync::{Acquire, Ordering, Relaxed, Release, compiler_barrier, fence};
 use crate::wait;
@@ -18,7 +21,6 @@ pub(crate) enum Refusal {
 }
 
 /// Process-local state of the producer; the shared state is all in the memory.
-#[derive(Debug)]
 pub(crate) struct Producer<M> {
     memory: M,
     nonce: u64,
@@ -64,6 +66,13 @@ impl Begun {
     }
 }
 
+/// Without the nonce, see `layout::Header`.
+impl<M: Memory> core::fmt::Debug for Producer<M> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Producer").field(&self.tail()).finish()
+    }
+}
+
 impl<M: Memory> Producer<M> {
     /// Takes up the ring where the last producer left it: rolls forward over records that were committed but
     /// not yet counted in the tail cursor. `fence`: see [`wait::register`].
@@ -71,7 +80,7 @@ impl<M: Memory> Producer<M> {
         let capacity = memory.capacity() as u64;
         let control = memory.control();
         let tail = check_cursor("tail", control.producer.tail.recover())?;
-        let released = consumer_position(control);
+        let released = certain_consumer_position(control)?;
         let ahead = released.saturating_sub(tail.position);
         if released >= MAX_POSITION
             || ahead > capacity
@@ -272,7 +281,8 @@ impl<M: Memory> Producer<M> {
         let wanted = self.position() + size;
         let mut head = control.head.cursor.furthest();
         if wanted > head.saturating_add(self.capacity) {
-            head = consumer_position(control);
+            // A consumer too fast to be read has at least not gone back.
+            head = consumer_position(control).unwrap_or(head.max(self.seen_head));
         }
         if head < self.seen_head || head > self.position() {
             return Err(Refusal::Damaged(self.poison(Damage {
@@ -351,10 +361,6 @@ pub(crate) fn close<M: Memory>(
     mut producer_is_gone: impl FnMut() -> bool,
 ) -> Result<Option<u64>, Damage> {
     let control = memory.control();
-    let sealed = control.seal.end.load(Acquire); // partner: Release below
-    if sealed & SEALED != 0 {
-        return Ok(Some(sealed & !SEALED));
-    }
     // AcqRel: partner of the sender's load in begin by way of the barrier that follows.
     control
         .receiver_signal
@@ -365,15 +371,35 @@ pub(crate) fn close<M: Memory>(
         #[cfg(not(loom))]
         std::thread::sleep(core::time::Duration::from_millis(10));
     }
+    let capacity = memory.capacity() as u64;
+    let sealed = control.seal.end.load(Acquire); // partner: Release below
+    if sealed & SEALED != 0 {
+        // The tail was brought to the seal before it was sealed, and does not move any more.
+        let tail = control.producer.tail.recover().position;
+        let end = sealed & !SEALED;
+        return match end == tail {
+            true => Ok(Some(end)),
+            false => Err(Damage {
+                what: "seal",
+                position: tail,
+                found: end,
+                expected: "the tail",
+            }),
+        };
+    }
     let end = if producer_is_gone() {
         let tail = check_cursor("tail", control.producer.tail.recover())?;
         let mut end = tail;
         if rolls_forward {
-            let room_to = consumer_position(control).min(tail.position);
-            end = roll_forward(memory, tail, room_to + memory.capacity() as u64, nonce)?;
+            let room_to = certain_consumer_position(control)?.min(tail.position);
+            end = roll_forward(memory, tail, room_to + capacity, nonce)?;
         }
+        check_consumer(certain_consumer_position(control)?, end.position, capacity)?;
         control.producer.tail.jump(end);
         end.position
+    } else if !rolls_forward {
+        // A relay takes no notice of CLOSED: it lets go of the mirror, and then closes it.
+        return Ok(None);
     } else {
         let Some(tail) = control.producer.tail.read() else {
             return Ok(None);
@@ -383,6 +409,8 @@ pub(crate) fn close<M: Memory>(
         if control.producer.started.load(Acquire) != tail.sequence {
             return Ok(None);
         }
+        check_cursor("tail", tail)?;
+        check_consumer(certain_consumer_position(control)?, tail.position, capacity)?;
         tail.position
     };
     control.seal.end.store(end | SEALED, Release); // partner: Acquire in Consumer::nothing and above

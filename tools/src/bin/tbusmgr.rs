@@ -8,6 +8,7 @@ use tbus_tools::manager::{Action, Failure, Target, print, run};
 
 #[derive(Parser)]
 #[command(
+    name = "tbusmgr",
     version,
     about = "Makes, lists, shows, empties and deletes channels",
     after_help = "\

@@ -7,6 +7,7 @@ use tbus_tools::perf::{Result, demo, measure, worker};
 
 #[derive(Parser)]
 #[command(
+    name = "tbusperf",
     version,
     about = "Shows what tbus does, and measures it",
     after_help = "\

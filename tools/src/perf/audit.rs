@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::*};
 
 /// Lives of a process that are noted.
 const MAX_LIVES: usize = 8;
-/// Words a direction: received, out of order, corrupt, lives, and the first sequence of each life.
+/// Words a direction: received, out of order, corrupt, lives, the first sequence of each life, latencies, and what
+/// the sender knows accepted.
 const WORDS: usize = 16;
+const ACCEPTED: usize = 15;
 const FIRSTS: usize = 4;
 const HEADER: usize = 4096;
 
@@ -33,7 +35,7 @@ pub struct Account {
     pub duplicated: u64,
     /// Received in another order than they were sent.
     pub reordered: u64,
-    /// Received with a wrong checksum, length or index.
+    /// Received with a wrong checksum, length or index; or accepted, and sent again by the sender's next life.
     pub corrupt: u64,
 }
 
@@ -102,9 +104,18 @@ impl Audit {
             .store(sequence, Relaxed);
     }
 
-    /// A message was read. Noted before it is released: a kill in between shows it again and is told as such.
-    pub fn received(&self, direction: usize, sequence: u64, in_order: bool, sound: bool) {
-        match self.count(direction, sequence) {
+    /// A process begins to send with message `next`, or has had all before it accepted. What an earlier life had
+    /// accepted and this one would send again has been lost in between.
+    pub fn sends(&self, direction: usize, next: u64) {
+        let known = self.word(direction, ACCEPTED).swap(next, Relaxed);
+        self.word(direction, 2)
+            .fetch_add(known.saturating_sub(next), Relaxed);
+    }
+
+    /// Message `index` was read, u64::MAX if it was not whole; `next` is the sequence of the one after it. Noted
+    /// before it is released: a kill in between shows it again and is told as such.
+    pub fn received(&self, direction: usize, index: u64, in_order: bool, next: u64) {
+        match self.count(direction, index) {
             Some(count) => {
                 count.fetch_add(1, Relaxed);
             }
@@ -115,10 +126,7 @@ impl Audit {
         if !in_order {
             self.word(direction, 1).fetch_add(1, Relaxed);
         }
-        if !sound {
-            self.word(direction, 2).fetch_add(1, Relaxed);
-        }
-        self.word(direction, 0).store(sequence + 1, Relaxed);
+        self.word(direction, 0).store(next, Relaxed);
     }
 
     /// How far a direction has come, in messages.
@@ -179,16 +187,20 @@ mod tests {
         let audit = Audit::open(&path, 10).unwrap();
         std::fs::remove_file(&path).unwrap();
         audit.begin_life(0, 0);
-        for sequence in [0, 1, 2, 3] {
-            audit.received(0, sequence, true, true);
+        for index in [0, 1, 2, 3] {
+            audit.received(0, index, true, index + 1);
         }
         audit.begin_life(0, 3); // killed between reading and releasing 3
-        for sequence in [3, 4, 5, 5] {
-            audit.received(0, sequence, true, true);
+        for index in [3, 4, 5, 5] {
+            audit.received(0, index, true, index + 1);
         }
-        audit.received(0, 7, false, true);
-        audit.received(0, 8, true, false);
-        audit.received(0, 10, true, true); // no such message
+        audit.received(0, 7, false, 7);
+        audit.received(0, 8, true, 8);
+        audit.received(0, u64::MAX, false, 9); // not whole
+        audit.received(0, 10, true, 10); // no such message
+        audit.sends(0, 0);
+        audit.sends(0, 4);
+        audit.sends(0, 3); // the next life would send 3 again
         let account = audit.account(0);
         // 6 and 9 never came, 3 came again after a restart, 5 came twice in one life.
         assert_eq!(
@@ -197,8 +209,8 @@ mod tests {
                 lost: 2,
                 reread: 1,
                 duplicated: 1,
-                reordered: 1,
-                corrupt: 2
+                reordered: 2,
+                corrupt: 3
             }
         );
         assert_eq!(audit.account(1).lost, 10);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tbus::{
-    Address, Directory, Message, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
+    Address, Directory, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
 };
 
 /// Messages each way in the stream, and after it one at a time for the latency.
@@ -72,17 +72,16 @@ fn compose(side: usize, index: u64, buffer: &mut [u8]) -> usize {
     HEAD + size
 }
 
-/// True if `message` is the one with `index` from `side`, byte for byte as far as its checksum tells.
-fn is_sound(side: usize, index: u64, message: &[u8]) -> bool {
-    let size = filling_size(side, index);
-    let Some((head, filling)) = message.split_at_checked(HEAD) else {
-        return false;
-    };
+/// The index of a message from `side`, if it is whole: length, checksum and filling are those of that index.
+fn index_of(side: usize, message: &[u8]) -> Option<u64> {
+    let (head, filling) = message.split_at_checked(HEAD)?;
     let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
-    head[..8] == index.to_le_bytes()
-        && head[8..12] == (size as u32).to_le_bytes()
+    let index = u64::from_le_bytes(head[..8].try_into().ok()?);
+    let size = filling_size(side, index);
+    let sound = head[8..12] == (size as u32).to_le_bytes()
         && filling.len() == size
-        && head[12..] == sum.to_le_bytes()
+        && head[12..] == sum.to_le_bytes();
+    sound.then_some(index)
 }
 
 /// One of the two processes: attaches, goes on where its predecessor was killed, and ends when all is done.
@@ -108,6 +107,7 @@ pub fn run_peer(directory: &Path, uuids: [Uuid; 2], side: usize, cpu: Option<usi
     let receiver = Ring::open(&directory, uuids[1 - side])?.receiver()?;
     let expected = receiver.next().sequence;
     audit.begin_life(1 - side, expected);
+    audit.sends(side, sender.next().sequence);
     let mut peer = Peer {
         side,
         sender,
@@ -125,7 +125,10 @@ impl Peer {
         let index = self.sender.next().sequence;
         let length = compose(self.side, index, &mut self.buffer);
         match self.sender.try_send(&self.buffer[..length]) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.audit.sends(self.side, index + 1);
+                Ok(true)
+            }
             Err(TrySendError::Full) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -138,17 +141,20 @@ impl Peer {
             Err(error) => return Err(error.into()),
         };
         let sequence = message.cursor().sequence;
-        let sound = Self::check(&message, 1 - self.side, &mut self.buffer);
-        self.audit
-            .received(1 - self.side, sequence, sequence == self.expected, sound);
+        let copied = message.copy_to(&mut self.buffer).is_ok();
+        let bytes = &self.buffer[..message.len().min(self.buffer.len())];
+        // Accounted for by the index that its sender wrote into it: the ring's own count proves nothing.
+        let index = index_of(1 - self.side, bytes).filter(|_| copied);
+        let in_order = index == Some(self.expected) && sequence == self.expected;
+        self.audit.received(
+            1 - self.side,
+            index.unwrap_or(u64::MAX),
+            in_order,
+            sequence + 1,
+        );
         self.expected = sequence + 1;
         message.release();
         Ok(true)
-    }
-
-    fn check(message: &Message<'_>, from: usize, buffer: &mut [u8]) -> bool {
-        let copied = message.copy_to(buffer).is_ok();
-        copied && is_sound(from, message.cursor().sequence, &buffer[..message.len()])
     }
 
     fn sent(&self) -> u64 {
@@ -253,9 +259,14 @@ impl Process {
     }
 
     fn kill(&mut self) -> Result<()> {
+        use std::os::unix::process::ExitStatusExt;
         self.child.kill()?; // SIGKILL
-        self.child.wait()?;
-        Ok(())
+        match self.child.wait()? {
+            status if status.signal() == Some(9) => Ok(()),
+            status => {
+                Err(format!("a process ended by itself: {status}; its reason stands above").into())
+            }
+        }
     }
 }
 
