@@ -50,7 +50,7 @@ impl FairReceiver {
     }
 
     /// The next message and the index of its receiver; it stays in its ring until
-    /// [`Message::release`].
+    /// [`Message::release`]. Peeked again instead, it may be another ring's turn.
     ///
     /// `Empty` if no ring has one; `Closed` if all rings are closed and empty. A ring that cannot be used is
     /// told once, with its path in the error, and passed over from then on.
@@ -175,6 +175,14 @@ impl FairReceiver {
             .collect();
         let too_many = words.len() > crate::sys::FUTEX_WAIT_ANY_MAX;
         let time = if too_many { timeout.min(STEP) } else { timeout };
+        for memory in &memories {
+            crate::ring::producer::add(
+                &crate::ring::memory::Memory::control(memory)
+                    .consumer_info
+                    .sleeps,
+                1,
+            );
+        }
         if words.is_empty() || !crate::sys::futex_wait_any(&words, time) {
             std::thread::sleep(timeout.min(STEP));
         }

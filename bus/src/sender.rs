@@ -117,7 +117,8 @@ impl Sender {
     }
 
     /// Room for one message of up to `length` bytes, to be written in place. Dropping it gives it up. A child
-    /// forked meanwhile has the reservation too, but its commit reaches no ring.
+    /// forked meanwhile has the reservation too, but its commit reaches no ring. While one is
+    /// held, or after one was leaked, [`Ring::close`] says `Busy`.
     #[inline]
     pub fn reserve(&mut self, length: usize) -> Result<Reservation<'_>, TrySendError> {
         let begun = self.begin(length)?;

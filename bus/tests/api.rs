@@ -1423,3 +1423,31 @@ fn the_relays_roles_are_not_for_applications() {
         assert!(matches!(ring.mirror_writer(), Err(Error::Invalid { .. })));
     }
 }
+
+/// A release too small to be published on its own still wakes a sender that sleeps for want of room.
+#[test]
+fn a_small_release_wakes_the_sender() {
+    let place = Place::new("small");
+    let ring = place.ring(65536);
+    let (mut sender, mut receiver) = attach(&ring);
+    fill(&mut sender, 48);
+    let waiting = thread::spawn(move || sender.wait(48, LONG).unwrap());
+    while ring.status().producer.sleeps == 0 {
+        thread::yield_now();
+    }
+    receiver.peek().unwrap().release();
+    waiting.join().unwrap();
+    assert_eq!(ring.status().producer.overslept, 0);
+}
+
+#[test]
+fn sleeps_of_a_fair_set_are_counted() {
+    let place = Place::new("fair-count");
+    let ring = place.ring(65536);
+    let (sender, receiver) = attach(&ring);
+    drop(sender);
+    let mut fair = FairReceiver::new();
+    fair.add(receiver);
+    assert!(fair.wait(Duration::from_millis(20)).is_err());
+    assert!(ring.status().consumer.sleeps > 0);
+}

@@ -201,15 +201,26 @@ impl<M: Memory> Consumer<M> {
         self.pass(size);
         let next = self.next();
         self.memory.control().released.cursor.advance(next);
-        if next.position >= self.head_due {
+        if next.position >= self.head_due || self.sender_sleeps() {
             self.publish_head();
         }
+    }
+
+    /// True if a sender may be asleep for want of room: what was just released might be enough for it.
+    #[inline(always)]
+    fn sender_sleeps(&self) -> bool {
+        compiler_barrier();
+        if self.fence {
+            fence(Ordering::SeqCst);
+        }
+        // Relaxed: a sleeping sender orders its raised bit against our released by membarrier, or we by the fence.
+        self.memory.control().sender_signal.word.load(Relaxed) != 0
     }
 
     /// Stores the released cursor after any number of passed records.
     pub fn release_passed(&mut self) {
         self.memory.control().released.cursor.jump(self.next());
-        if self.position() >= self.head_due {
+        if self.position() >= self.head_due || self.sender_sleeps() {
             self.publish_head();
         }
     }
@@ -230,14 +241,8 @@ impl<M: Memory> Consumer<M> {
         self.head = cursor.position;
         self.head_due = cursor.position.saturating_add(self.capacity / HEAD_PER_LAP);
         control.head.cursor.jump(cursor);
-        compiler_barrier();
-        if self.fence {
-            fence(Ordering::SeqCst);
-        }
-        // Relaxed: a sleeping sender orders its raised bit against our head by membarrier, or we by the fence.
-        if control.sender_signal.word.load(Relaxed) != 0 && wait::wake(&control.sender_signal.word)
-        {
-            add(&control.consumer_info.wakes, 1);
+        if self.sender_sleeps() && wait::wake(&self.memory.control().sender_signal.word) {
+            add(&self.memory.control().consumer_info.wakes, 1);
         }
     }
 

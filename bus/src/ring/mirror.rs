@@ -4,6 +4,7 @@
 //! a NIC land in any order; so it neither rolls a mirror forward nor lets readers go past the published tail.
 
 use super::memory::Memory;
+use super::producer::add;
 use super::{Damage, certain_consumer_position, check_consumer, check_cursor, record_at};
 use crate::layout::*;
 use crate::sync::{Ordering, Relaxed, compiler_barrier, fence};
@@ -112,8 +113,10 @@ impl<M: Memory> Publisher<M> {
             fence(Ordering::SeqCst);
         }
         // Relaxed: as in Producer::finish.
-        if control.receiver_signal.word.load(Relaxed) != 0 {
-            wait::wake(&control.receiver_signal.word);
+        if control.receiver_signal.word.load(Relaxed) != 0
+            && wait::wake(&control.receiver_signal.word)
+        {
+            add(&control.producer_info.wakes, 1);
         }
         Ok(())
     }
