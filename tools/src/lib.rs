@@ -1,5 +1,6 @@
 //! What the tools of tbus are made of; each executable in `src/bin` is a thin shell around a module here.
 
 pub mod columns;
+pub mod command;
 pub mod manager;
 pub mod perf;

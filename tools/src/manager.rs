@@ -1,82 +1,18 @@
 //! `tbusmgr`: makes, lists, shows, empties and deletes channels.
 
 use crate::columns::{Align, Columns};
+use crate::command::{Failure, PATIENCE, Result, Target, time};
 use serde_json::json;
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
-use tbus::config::{self, ChannelConfig, ChannelsConfig, ConfigError};
+use tbus::config::{self, ChannelConfig, ChannelsConfig};
 use tbus::gcim::{ChannelEntry, Gcim};
 use tbus::manage::{self, Manager, Plan, rounded};
-use tbus::{
-    Address, AddressError, Bus, Cursor, Directory, Error, Ring, Status, Template, TrySendError,
-};
+use tbus::{Address, Bus, Cursor, Directory, Error, Ring, Status, Template, TrySendError};
 
-/// How long another manager is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Cells of a fill bar.
 const BAR: usize = 8;
-
-/// What went wrong, by exit status.
-#[derive(Debug)]
-pub enum Failure {
-    /// 2: the command line makes no sense.
-    Usage(String),
-    /// 3: a configuration file was refused.
-    Config(ConfigError),
-    /// 4 to 7: by the error.
-    Bus(Error),
-    /// 7: the system, while printing or sending.
-    Other(String),
-}
-
-impl Failure {
-    /// The exit status: 2 usage, 3 bad configuration, 4 not found, 5 refused for unread messages, 6 busy, 7 system.
-    pub fn status(&self) -> u8 {
-        match self {
-            Failure::Usage(_) => 2,
-            Failure::Config(_) => 3,
-            Failure::Bus(error) => match error {
-                Error::NotFound { .. } | Error::NoChannel { .. } | Error::NoSuchChannel { .. } => 4,
-                Error::Unread { .. } => 5,
-                Error::Busy { .. } => 6,
-                _ => 7,
-            },
-            Failure::Other(_) => 7,
-        }
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Failure::Usage(text) | Failure::Other(text) => f.write_str(text),
-            Failure::Config(error) => error.fmt(f),
-            Failure::Bus(error) => error.fmt(f),
-        }
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::Bus(error)
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Failure {
-        Failure::Config(error)
-    }
-}
-
-impl From<AddressError> for Failure {
-    fn from(error: AddressError) -> Failure {
-        Failure::Usage(error.to_string())
-    }
-}
-
-type Result<T> = std::result::Result<T, Failure>;
 
 /// What is to be done, from the command line.
 #[derive(Clone, Debug)]
@@ -115,15 +51,6 @@ pub enum Action {
         /// Lose unread messages.
         force: bool,
     },
-}
-
-/// Where: a configuration file, or a key.
-#[derive(Clone, Debug)]
-pub enum Target<'a> {
-    /// The file says which bus.
-    File(&'a Path),
-    /// The key of a bus.
-    Key(u32),
 }
 
 /// Does it; returns what is to be printed.
@@ -233,12 +160,6 @@ fn human(bytes: u64) -> String {
     } else {
         format!("{value:.1} {}", UNITS[unit])
     }
-}
-
-fn time(nanoseconds: u64) -> String {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(nanoseconds))
-        .to_string()
-        .replace('T', " ")
 }
 
 /// ▆▆▆▁▁▁▁▁ of `part` in `whole`.
@@ -573,16 +494,5 @@ fn test(bus: &Bus, from: &str, to: &str, length: usize) -> Result<String> {
         Err(TrySendError::Failed(error)) => Err(Failure::Bus(*error)),
         Err(error @ TrySendError::TooLong { .. }) => Err(Failure::Usage(error.to_string())),
         Err(error) => Err(Failure::Other(error.to_string())),
-    }
-}
-
-/// Prints; a reader that went away, as `head` does, is no failure.
-pub fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Other(format!("cannot print: {error}")))
-        }
-        _ => Ok(()),
     }
 }

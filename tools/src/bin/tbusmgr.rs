@@ -4,7 +4,8 @@ use clap::{ArgGroup, Parser};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tbus::config::parse_key;
-use tbus_tools::manager::{Action, Failure, Target, print, run};
+use tbus_tools::command::{Target, finish};
+use tbus_tools::manager::{Action, run};
 
 #[derive(Parser)]
 #[command(
@@ -101,18 +102,5 @@ fn main() -> ExitCode {
         (Some(file), _) => Target::File(file),
         (None, key) => Target::Key(key.unwrap_or_default()),
     };
-    let result = run(&target, &action, cli.json).and_then(|text| print(&text));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            match &failure {
-                // Its lines begin with file, row and column, as editors like them.
-                Failure::Config(error) => {
-                    eprintln!("{error}\ntbusmgr: the file is refused; nothing was changed")
-                }
-                other => eprintln!("tbusmgr: {other}"),
-            }
-            ExitCode::from(failure.status())
-        }
-    }
+    finish("tbusmgr", run(&target, &action, cli.json))
 }
