@@ -6,7 +6,7 @@ use crate::error::{Error, Result, TryRecvError};
 use crate::fair::FairReceiver;
 use crate::gcim::{ChannelEntry, Gcim};
 use crate::receiver::{Message, Receiver};
-use crate::ring_file::Ring;
+use crate::ring_file::{Ring, Uuid};
 use crate::sender::Sender;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +42,64 @@ pub struct Incoming {
     sources: Vec<(Address, u64)>,
 }
 
+/// One direction of a channel in the map, whose ring may get a next generation.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    bus: Bus,
+    addresses: [Address; 2],
+    created: u64,
+    direction: usize,
+}
+
+/// What comes after a closed ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Generation {
+    /// The next one, which is taken.
+    Next,
+    /// The next one, which is being made: the map still names the closed one.
+    NotYet,
+    /// Nothing: the channel was deleted.
+    Last,
+}
+
+impl Place {
+    /// The ring after `ring`, which is closed and received to its end; or why there is none.
+    pub fn after(&self, ring: &Ring) -> Result<std::result::Result<Ring, Generation>> {
+        let (_, channels) = self.bus.gcim().channels_of(self.addresses[0])?;
+        let here = |c: &&ChannelEntry| (c.addresses, c.created) == (self.addresses, self.created);
+        let Some(channel) = channels.iter().find(here) else {
+            return Ok(Err(Generation::Last));
+        };
+        if channel.rings[self.direction] == ring.uuid() {
+            return Ok(Err(Generation::NotYet));
+        }
+        match self.bus.open_ring(channel, channel.rings[self.direction]) {
+            Ok(ring) => Ok(Ok(ring)),
+            // Replaced once more since the map was read.
+            Err(Error::NotFound { .. }) => Ok(Err(Generation::NotYet)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 impl Bus {
+    /// Opens a ring of a channel.
+    pub(crate) fn open_ring(&self, channel: &ChannelEntry, uuid: Uuid) -> Result<Ring> {
+        let ring = Ring::open(&self.inner.directory, uuid)?;
+        let header = ring.header();
+        let direction = usize::from(header.from != channel.addresses[0].0);
+        // The locks that a ring's own header names could be another channel's.
+        let slot = u64::from(channel.slot) * 2 + direction as u64;
+        if u64::from(header.lock_slot) != slot {
+            let why = format!("it names lock slot {}, the map {slot}", header.lock_slot);
+            return Err(Error::BadFile {
+                path: ring.path().into(),
+                why,
+            });
+        }
+        Ok(ring)
+    }
+
     /// Attaches to the bus `key`, in `${TBUS_SHM_DIR:-/dev/shm}/tbus.<key>`.
     pub fn attach(key: u32) -> Result<Bus> {
         Self::attach_at(Directory::path_for_key(key))
@@ -115,12 +172,41 @@ impl Endpoint {
 
     /// Takes the sending end of the channel to `peer`.
     pub fn sender(&self, peer: Address) -> Result<Sender> {
-        self.ring(peer, true)?.sender()
+        let channel = self.channel(peer)?;
+        let ring = self.open(channel, true)?;
+        Ok(ring.sender()?.at_place(self.place(channel, true)))
     }
 
     /// Takes the receiving end of the channel from `peer`.
     pub fn receiver(&self, peer: Address) -> Result<Receiver> {
-        self.ring(peer, false)?.receiver()
+        self.receiver_of(self.channel(peer)?)
+    }
+
+    fn receiver_of(&self, channel: &ChannelEntry) -> Result<Receiver> {
+        let place = self.place(channel, false);
+        // The generation before comes first.
+        let previous = channel.previous[place.direction];
+        if previous != Uuid::NONE {
+            match self.bus.open_ring(channel, previous) {
+                Ok(ring) => return Ok(ring.receiver()?.at_place(place)),
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.open(channel, false)?.receiver()?.at_place(place))
+    }
+
+    fn place(&self, channel: &ChannelEntry, outgoing: bool) -> Place {
+        Place {
+            bus: self.bus.clone(),
+            addresses: channel.addresses,
+            created: channel.created,
+            direction: self.direction(channel, outgoing),
+        }
+    }
+
+    fn direction(&self, channel: &ChannelEntry, outgoing: bool) -> usize {
+        usize::from((channel.addresses[0] == self.address) != outgoing)
     }
 
     /// Takes the receiving ends of all channels.
@@ -139,36 +225,21 @@ impl Endpoint {
         if a == self.address { b } else { a }
     }
 
-    fn ring(&self, peer: Address, outgoing: bool) -> Result<Ring> {
+    fn channel(&self, peer: Address) -> Result<&ChannelEntry> {
         let channel = self
             .channels
             .iter()
             .find(|channel| self.peer_of(channel) == peer);
         let show = |address| self.bus.template().show(address).to_string();
-        let channel = channel.ok_or_else(|| Error::NoChannel {
+        channel.ok_or_else(|| Error::NoChannel {
             address: show(self.address),
             peer: Some(show(peer)),
-        })?;
-        self.open(channel, outgoing)
+        })
     }
 
     fn open(&self, channel: &ChannelEntry, outgoing: bool) -> Result<Ring> {
-        let is_first = channel.addresses[0] == self.address;
-        let index = usize::from(is_first != outgoing);
-        let ring = Ring::open(&self.bus.inner.directory, channel.rings[index])?;
-        // The locks that a ring's own header names could be another channel's.
-        let slot = u64::from(channel.slot) * 2 + index as u64;
-        if u64::from(ring.header().lock_slot) != slot {
-            let why = format!(
-                "it names lock slot {}, the map {slot}",
-                ring.header().lock_slot
-            );
-            return Err(Error::BadFile {
-                path: ring.path().into(),
-                why,
-            });
-        }
-        Ok(ring)
+        let direction = self.direction(channel, outgoing);
+        self.bus.open_ring(channel, channel.rings[direction])
     }
 }
 
@@ -253,11 +324,7 @@ impl Incoming {
             if self.sources.contains(&source) {
                 continue;
             }
-            let receiver = match self
-                .endpoint
-                .open(channel, false)
-                .and_then(|ring| ring.receiver())
-            {
+            let receiver = match self.endpoint.receiver_of(channel) {
                 Ok(receiver) => receiver,
                 // Deleted since the map was read; the next look finds it gone.
                 Err(Error::NotFound { .. }) => continue,

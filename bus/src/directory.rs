@@ -2,17 +2,20 @@
 
 use crate::error::{Error, Result};
 use crate::locks::Locks;
+use crate::news::News;
 use crate::ring_file::Uuid;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 /// A directory of rings. Cheap to clone; the clones share one lock file descriptor.
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
     pub(crate) locks: Arc<Locks>,
+    /// Opened when the first mirrored ring needs it.
+    news: Arc<Mutex<Weak<News>>>,
 }
 
 impl Directory {
@@ -53,7 +56,19 @@ impl Directory {
         Ok(Directory {
             path: path.into(),
             locks: Locks::open(&path.join("locks"))?,
+            news: Arc::default(),
         })
+    }
+
+    /// The news of this directory, if there is any; one mapping for all rings that are in use.
+    pub(crate) fn news(&self) -> Option<Arc<News>> {
+        let mut known = self.news.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(news) = known.upgrade() {
+            return Some(news);
+        }
+        let news = News::open(self).ok()?;
+        *known = Arc::downgrade(&news);
+        Some(news)
     }
 
     /// Where it is.

@@ -61,11 +61,22 @@ pub struct ChannelEntry {
     pub rings: [Uuid; 2],
     /// Capacities of these rings, bytes.
     pub sizes: [u64; 2],
+    /// The generations before these, as long as their applications have not received all that is in them; else
+    /// [`Uuid::NONE`].
+    pub previous: [Uuid; 2],
     /// Any text.
     pub description: String,
 }
 
 impl ChannelEntry {
+    /// All rings, the current ones first.
+    pub fn all_rings(&self) -> impl Iterator<Item = Uuid> {
+        let previous = self.previous.into_iter();
+        self.rings
+            .into_iter()
+            .chain(previous.filter(|uuid| *uuid != Uuid::NONE))
+    }
+
     /// The pair of addresses in ascending order: what makes a channel the same one.
     pub fn pair(&self) -> [Address; 2] {
         let [a, b] = self.addresses;
@@ -79,10 +90,14 @@ impl ChannelEntry {
         words[1] = self.created;
         words[2] = pair(self.slot, self.priority);
         words[3] = self.retention.into();
-        for (index, uuid) in self.rings.iter().enumerate() {
+        let mut put = |at: usize, uuid: Uuid| {
             let (low, high) = uuid.0.split_at(8);
-            words[4 + 2 * index] = u64::from_le_bytes(low.try_into().expect("eight bytes"));
-            words[5 + 2 * index] = u64::from_le_bytes(high.try_into().expect("eight bytes"));
+            words[at] = u64::from_le_bytes(low.try_into().expect("eight bytes"));
+            words[at + 1] = u64::from_le_bytes(high.try_into().expect("eight bytes"));
+        };
+        for index in 0..2 {
+            put(4 + 2 * index, self.rings[index]);
+            put(10 + 2 * index, self.previous[index]);
         }
         words[8..10].copy_from_slice(&self.sizes);
         let mut cut = self.description.len().min(MAX_DESCRIPTION);
@@ -104,10 +119,10 @@ impl ChannelEntry {
     /// Another process may have written anything: each word was read once, and is checked where it could mislead.
     fn from_words(words: &[u64; ENTRY]) -> ChannelEntry {
         let (low, high) = (|w: u64| w as u32, |w: u64| (w >> 32) as u32);
-        let uuid = |index: usize| {
+        let uuid = |at: usize| {
             let mut bytes = [0; 16];
-            bytes[..8].copy_from_slice(&words[4 + 2 * index].to_le_bytes());
-            bytes[8..].copy_from_slice(&words[5 + 2 * index].to_le_bytes());
+            bytes[..8].copy_from_slice(&words[at].to_le_bytes());
+            bytes[8..].copy_from_slice(&words[at + 1].to_le_bytes());
             Uuid(bytes)
         };
         let length = (words[14] as usize).min(MAX_DESCRIPTION);
@@ -122,8 +137,9 @@ impl ChannelEntry {
             slot: low(words[2]),
             priority: high(words[2]),
             retention: low(words[3]),
-            rings: [uuid(0), uuid(1)],
+            rings: [uuid(4), uuid(6)],
             sizes: [words[8], words[9]],
+            previous: [uuid(10), uuid(12)],
             description: String::from_utf8_lossy(&bytes).into_owned(),
         }
     }

@@ -444,15 +444,23 @@ impl CursorSlots {
     }
 }
 
-/// The control area of a new ring: all cursors at `start`.
+/// The control area of a new ring, with the two cursors `released` and tail, and the ring on the other host or zeros.
 #[cfg(not(loom))]
-pub(crate) fn initial_control(header: &Header, start: Cursor) -> [u8; CONTROL_SIZE] {
+pub(crate) fn initial_control(
+    header: &Header,
+    [released, tail]: [Cursor; 2],
+    peer: [u8; 16],
+) -> [u8; CONTROL_SIZE] {
     let mut words = [0u64; CONTROL_SIZE / 8];
     words[..Header::WORDS].copy_from_slice(&header.to_words());
-    for cursor in [
-        offset_of!(Control, producer.tail),
-        offset_of!(Control, released.cursor),
-        offset_of!(Control, head.cursor),
+    for (half, bytes) in peer.chunks_exact(8).enumerate() {
+        words[offset_of!(Control, notes.peer_uuid) / 8 + half] =
+            u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    }
+    for (cursor, start) in [
+        (offset_of!(Control, producer.tail), tail),
+        (offset_of!(Control, released.cursor), released),
+        (offset_of!(Control, head.cursor), released),
     ] {
         let slots = [
             start.position,
@@ -462,7 +470,7 @@ pub(crate) fn initial_control(header: &Header, start: Cursor) -> [u8; CONTROL_SI
         ];
         words[cursor / 8..][..4].copy_from_slice(&slots);
     }
-    words[offset_of!(Control, producer.started) / 8] = start.sequence;
+    words[offset_of!(Control, producer.started) / 8] = tail.sequence;
     let mut bytes = [0; CONTROL_SIZE];
     for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
         to.copy_from_slice(&word.to_le_bytes());

@@ -54,12 +54,16 @@ mod files;
 mod fork;
 #[cfg(not(loom))]
 pub mod gcim;
+#[cfg(all(feature = "config", not(loom)))]
+pub mod generation;
 #[cfg(not(loom))]
 mod locks;
 #[cfg(all(feature = "config", not(loom)))]
 pub mod manage;
 #[cfg(not(loom))]
 mod mirror;
+#[cfg(not(loom))]
+mod news;
 #[cfg(not(loom))]
 mod receiver;
 #[cfg(not(loom))]
@@ -68,6 +72,8 @@ mod ring_file;
 mod sender;
 #[cfg(not(loom))]
 mod shm;
+#[cfg(not(loom))]
+mod source;
 #[cfg(not(loom))]
 mod sys;
 
@@ -81,8 +87,11 @@ pub use {
     error::{Error, Result, TryRecvError, TrySendError},
     fair::{FairReceiver, MESSAGES_PER_TURN},
     mirror::MirrorWriter,
+    news::NewsReader,
     receiver::{Batch, Message, Receiver},
     ring_file::{Kind, Ring, RingSpec, SideStatus, Status, Uuid},
     sender::{Extensions, Reservation, Sender},
+    shm::Region,
+    source::SourceReader,
     wait::LONGEST_SLEEP,
 };

@@ -36,8 +36,8 @@ pub struct Plan {
 /// Holds the manager's lock of a directory.
 #[derive(Debug)]
 pub struct Manager {
-    directory: Directory,
-    gcim: Gcim,
+    pub(crate) directory: Directory,
+    pub(crate) gcim: Gcim,
     _lock: RoleLock,
 }
 
@@ -187,18 +187,26 @@ impl Manager {
     pub fn clean(&self, number: usize) -> Result<u64> {
         let snapshot = self.gcim.snapshot()?;
         let index = check_number(number, snapshot.channels.len())?;
-        let rings = snapshot.channels[index]
-            .rings
-            .map(|uuid| Ring::open(&self.directory, uuid));
+        let channel = &snapshot.channels[index];
         let mut receivers = Vec::new();
-        for ring in rings {
-            receivers.push(ring?.receiver()?); // both roles, before anything is discarded
+        for (current, previous) in channel.rings.into_iter().zip(channel.previous) {
+            // All roles before anything is discarded. The two generations of a ring share theirs.
+            let receiver = Ring::open(&self.directory, current)?.receiver()?;
+            receivers.push(match previous {
+                Uuid::NONE => (receiver, None),
+                previous => {
+                    drop(receiver);
+                    let receiver = Ring::open(&self.directory, previous)?.receiver()?;
+                    (receiver, Some(current))
+                }
+            });
         }
         let mut discarded = 0;
-        for receiver in &mut receivers {
-            while let Ok(message) = receiver.peek() {
-                message.release();
-                discarded += 1;
+        for (mut receiver, next) in receivers {
+            discarded += discard(&mut receiver);
+            drop(receiver);
+            if let Some(next) = next {
+                discarded += discard(&mut Ring::open(&self.directory, next)?.receiver()?);
             }
         }
         Ok(discarded)
@@ -219,9 +227,9 @@ impl Manager {
     /// Closes and removes what the map says is to be removed, and rings that a killed manager had made for a map that
     /// never came into force. Senders and receivers that are attached are told `Closed`, the receivers after what
     /// is there. Returns the map.
-    fn finish_removals(&self) -> Result<Snapshot> {
+    pub(crate) fn finish_removals(&self) -> Result<Snapshot> {
         let mut snapshot = self.gcim.snapshot()?;
-        for uuid in snapshot.removed.iter().flat_map(|channel| channel.rings) {
+        for uuid in snapshot.removed.iter().flat_map(ChannelEntry::all_rings) {
             close_and_remove(&self.directory, uuid)?;
         }
         if !snapshot.removed.is_empty() {
@@ -232,24 +240,41 @@ impl Manager {
         let known: HashSet<Uuid> = snapshot
             .channels
             .iter()
-            .flat_map(|channel| channel.rings)
+            .flat_map(ChannelEntry::all_rings)
             .collect();
         for uuid in self.directory.rings()? {
-            if !known.contains(&uuid) && self.is_unused(uuid, snapshot.next_slot) {
+            if !known.contains(&uuid) && self.is_unused(uuid, &snapshot) {
                 close_and_remove(&self.directory, uuid)?;
             }
         }
         Ok(snapshot)
     }
 
-    /// True for a ring with a lock slot that no map has given out yet, to which nobody ever attached.
-    fn is_unused(&self, uuid: Uuid, next_slot: u32) -> bool {
+    /// True for a ring to which nobody ever attached, with a lock slot that no map has given out yet, or that of the
+    /// channel for which it was to be the next generation.
+    fn is_unused(&self, uuid: Uuid, snapshot: &Snapshot) -> bool {
         Ring::open(&self.directory, uuid).is_ok_and(|ring| {
-            let status = ring.status();
-            ring.header().lock_slot / 2 >= next_slot
-                && status.producer.attaches + status.consumer.attaches == 0
+            let (status, header) = (ring.status(), ring.header());
+            let next_of = |channel: &ChannelEntry| {
+                let mut ends = channel.addresses.map(|address| address.0);
+                ends.rotate_left(header.lock_slot as usize % 2);
+                channel.slot == header.lock_slot / 2 && ends == [header.from, header.to]
+            };
+            status.producer.attaches + status.consumer.attaches == 0
+                && (header.lock_slot / 2 >= snapshot.next_slot
+                    || snapshot.channels.iter().any(next_of))
         })
     }
+}
+
+/// Releases all that is there; returns how many messages that were.
+fn discard(receiver: &mut crate::Receiver) -> u64 {
+    let mut discarded = 0;
+    while let Ok(message) = receiver.peek() {
+        message.release();
+        discarded += 1;
+    }
+    discarded
 }
 
 fn close_and_remove(directory: &Directory, uuid: Uuid) -> Result<()> {
@@ -274,7 +299,7 @@ fn check_number(number: usize, count: usize) -> Result<usize> {
         .ok_or(Error::NoSuchChannel { number, count })
 }
 
-/// Messages that are not released in both rings of a channel; 0 for a ring that is gone, 1 for one that cannot be
+/// Messages that are not released in all rings of a channel; 0 for a ring that is gone, 1 for one that cannot be
 /// read and so may have any number.
 fn unread(directory: &Directory, channel: &ChannelEntry) -> u64 {
     let unread = |uuid| match Ring::open(directory, uuid) {
@@ -282,7 +307,7 @@ fn unread(directory: &Directory, channel: &ChannelEntry) -> u64 {
         Err(Error::NotFound { .. }) => 0,
         Err(_) => 1,
     };
-    channel.rings.map(unread).iter().sum()
+    channel.all_rings().map(unread).sum()
 }
 
 /// Compares a configuration with a map.
@@ -331,7 +356,7 @@ impl Made<'_> {
     fn channel(&mut self, config: &ChannelConfig, slot: u32) -> Result<ChannelEntry> {
         let [a, b] = config.addresses;
         let sizes = [config.send_size, config.recv_size].map(rounded);
-        let mut rings = [Uuid([0; 16]); 2];
+        let mut rings = [Uuid::NONE; 2];
         for (index, (from, to)) in [(a, b), (b, a)].into_iter().enumerate() {
             let spec = RingSpec {
                 kind: Kind::Local,
@@ -352,6 +377,7 @@ impl Made<'_> {
             retention: u32::from(config.retention == Retention::Consumed),
             rings,
             sizes,
+            previous: [Uuid::NONE; 2],
             description: config.description.clone(),
         })
     }

@@ -6,7 +6,7 @@ use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
 use crate::ring::mirror::Publisher;
 use crate::ring_file::{Ring, sign};
-use crate::shm::Mapped;
+use crate::shm::{Mapped, Region};
 use crate::wait;
 
 /// Writes a mirror ring by position and publishes what is complete. Its readers see nothing beyond the
@@ -51,6 +51,36 @@ impl MirrorWriter {
     pub fn publish(&mut self, to: u64) -> Result<()> {
         self.check_fork()?;
         self.publisher.publish(to).map_err(|d| self.ring.damaged(d))
+    }
+
+    /// Publishes what is complete of the records in [tail, `to`), whose bytes are all there. Returns the tail.
+    pub fn publish_whole(&mut self, to: u64) -> Result<Cursor> {
+        self.check_fork()?;
+        self.publisher
+            .publish_whole(to)
+            .map_err(|d| self.ring.damaged(d))
+    }
+
+    /// Up to where the application has released.
+    pub fn consumed(&mut self) -> Result<Cursor> {
+        self.check_fork()?;
+        self.publisher.consumed().map_err(|d| self.ring.damaged(d))
+    }
+
+    /// Asks the application to announce its next release, which it otherwise does 16 times a lap and when it finds the
+    /// ring empty. Look at [`MirrorWriter::consumed`] once more afterwards.
+    pub fn want_room(&self) {
+        self.publisher.want_room();
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// The ring's data area, for a link.
+    pub fn region(&self) -> Region {
+        self.publisher.memory().region()
     }
 
     fn check_fork(&self) -> Result<()> {

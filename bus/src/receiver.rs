@@ -1,16 +1,18 @@
 //! [`Receiver`]: the receiving end of a ring.
 
+use crate::bus::{Generation, Place};
 use crate::error::{Error, Result, TryRecvError};
 use crate::layout::{Cursor, FLAG_CRC32C, FLAG_TIMESTAMP, FLAG_TRACE_ID, RECORD_HEADER};
 use crate::locks::RoleLock;
 use crate::ring::consumer::{Consumer, Nothing, Record};
 use crate::ring::memory::Memory;
-use crate::ring_file::{Ring, sign};
+use crate::ring_file::{Kind, Ring, sign};
 use crate::sender::crc_of;
 use crate::shm::Mapped;
 use crate::sync::{AtomicU32, Relaxed};
 use crate::wait::{self, Waiter};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The receiving end of a ring. One exists at a time; it may move between threads.
 ///
@@ -23,7 +25,9 @@ pub struct Receiver {
     open_batch: Option<Cursor>,
     waiter: Waiter,
     ring: Ring,
-    _role: RoleLock,
+    role: Arc<RoleLock>,
+    /// The place in the map that it belongs to, if it was taken by address.
+    place: Option<Place>,
 }
 
 /// A message, read in place. It stays in the ring until [`Message::release`]: dropped without, it is the next
@@ -38,9 +42,9 @@ pub struct Message<'a> {
 }
 
 impl Receiver {
-    pub(crate) fn attach(ring: Ring, role: RoleLock) -> Result<Receiver> {
+    pub(crate) fn attach(ring: Ring, role: Arc<RoleLock>) -> Result<Receiver> {
         let fence = wait::register();
-        let memory = ring.mapped();
+        let memory = ring.mapped_with_news();
         sign(&memory.control().consumer_info, fence);
         let consumer = Consumer::attach(memory, ring.header().nonce, ring.kind().gate(), fence)
             .map_err(|d| ring.damaged(d))?;
@@ -52,8 +56,14 @@ impl Receiver {
             open_batch: None,
             waiter,
             ring,
-            _role: role,
+            role,
+            place: None,
         })
+    }
+
+    pub(crate) fn at_place(mut self, place: Place) -> Receiver {
+        self.place = Some(place);
+        self
     }
 
     /// The ring that it reads.
@@ -87,8 +97,43 @@ impl Receiver {
                     in_batch: false,
                 })
             }
-            Err(nothing) => Err(nothing_to_error(&self.ring, nothing)),
+            Err(nothing) => self.peek_on(nothing),
         }
+    }
+
+    /// After a peek that found nothing: the next generation of the ring may have something.
+    #[cold]
+    fn peek_on(&mut self, nothing: Nothing) -> Result<Message<'_>, TryRecvError> {
+        if nothing != Nothing::Closed {
+            return Err(nothing_to_error(&self.ring, nothing));
+        }
+        match self.follow() {
+            Ok(Generation::Next) => self.peek(),
+            Ok(Generation::NotYet) => Err(TryRecvError::Empty),
+            Ok(Generation::Last) => Err(TryRecvError::Closed),
+            Err(error) => Err(TryRecvError::Failed(Box::new(error))),
+        }
+    }
+
+    /// After `Closed`: goes on to the next generation of the ring, if there is one.
+    fn follow(&mut self) -> crate::Result<Generation> {
+        let Some(place) = self.place.clone() else {
+            return Ok(Generation::Last);
+        };
+        let ring = match place.after(&self.ring)? {
+            Ok(ring) => ring,
+            Err(none) => return Ok(none),
+        };
+        if ring.kind() == Kind::Source {
+            return Err(ring.wrong_role(crate::locks::Role::Consumer));
+        }
+        let next = Receiver::attach(ring, self.role.clone())?;
+        *self = Receiver {
+            waiter: self.waiter,
+            place: Some(place),
+            ..next
+        };
+        Ok(Generation::Next)
     }
 
     /// A batch that was leaked instead of dropped has released nothing.
@@ -123,32 +168,41 @@ impl Receiver {
 
     /// Waits until a message is there, polling at first and then sleeping. `Empty` when the timeout has passed.
     pub fn wait(&mut self, timeout: Duration) -> Result<(), TryRecvError> {
+        let begun = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(begun.elapsed());
+            let result = match self.wait_in_ring(left) {
+                Some(Nothing::Closed) => self.peek_on(Nothing::Closed).map(drop),
+                Some(nothing) => return Err(nothing_to_error(&self.ring, nothing)),
+                None => return Ok(()),
+            };
+            match result {
+                // The next generation of the ring is being made, or has nothing yet.
+                Err(TryRecvError::Empty) if !left.is_zero() => {
+                    std::thread::sleep(left.min(Duration::from_millis(1)));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Waits in the present generation; says why nothing came.
+    fn wait_in_ring(&mut self, timeout: Duration) -> Option<Nothing> {
         let memory = self.ring.mapped();
         let control = memory.control();
         let consumer = &mut self.consumer;
-        let mut nothing = Nothing::Empty;
         let found = self.waiter.wait(
             &control.receiver_signal.word,
             &control.consumer_info,
             timeout,
             || match consumer.peek() {
-                Ok(_) => Some(()),
+                Ok(_) => Some(None),
                 Err(Nothing::Empty) => None,
-                Err(other) => {
-                    nothing = other;
-                    Some(())
-                }
+                Err(other) => Some(Some(other)),
             },
         );
-        match (found, nothing) {
-            (Some(()), Nothing::Empty) => Ok(()),
-            // Before it says that nothing came: is nothing there, or is the ring unusable?
-            (None, Nothing::Empty) => {
-                let nothing = self.consumer.look_closely();
-                Err(nothing_to_error(&self.ring, nothing))
-            }
-            (_, nothing) => Err(nothing_to_error(&self.ring, nothing)),
-        }
+        // Before it says that nothing came: is nothing there, or is the ring unusable?
+        found.unwrap_or_else(|| Some(self.consumer.look_closely()))
     }
 
     /// The word that a sleeper on this ring sleeps on.

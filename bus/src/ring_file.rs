@@ -12,6 +12,7 @@ use crate::ring::memory::Memory;
 use crate::ring::{self, Damage, Gate, check_cursor, producer};
 use crate::sender::Sender;
 use crate::shm::{Mapped, Mapping, page_size};
+use crate::source::SourceReader;
 use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed, fence};
 use nix::fcntl::OFlag;
 use std::fmt;
@@ -28,6 +29,9 @@ use std::time::{Duration, Instant, SystemTime};
 pub struct Uuid(pub [u8; 16]);
 
 impl Uuid {
+    /// No ring.
+    pub const NONE: Uuid = Uuid([0; 16]);
+
     fn random() -> io::Result<Uuid> {
         let mut bytes = [0; 16];
         crate::sys::random(&mut bytes)?;
@@ -167,6 +171,15 @@ impl RingSpec {
     }
 }
 
+/// What a new ring begins with besides its [`RingSpec`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Beginning<'a> {
+    /// The sequence of the ring before this one, whose unread messages it takes over; it is closed.
+    pub unread_of: Option<&'a Ring>,
+    /// The ring on the other host, for a mirror.
+    pub peer: Option<Uuid>,
+}
+
 /// A mapped ring. Cheap to clone; attach to it with [`Ring::sender`] and [`Ring::receiver`].
 #[derive(Clone, Debug)]
 pub struct Ring {
@@ -236,6 +249,15 @@ impl Ring {
 
     /// Makes a ring's file, without mapping it.
     pub(crate) fn create_file(directory: &Directory, spec: &RingSpec) -> Result<Uuid> {
+        Ring::create_file_with(directory, spec, Beginning::default())
+    }
+
+    /// The same with messages in it or a peer noted.
+    pub(crate) fn create_file_with(
+        directory: &Directory,
+        spec: &RingSpec,
+        beginning: Beginning<'_>,
+    ) -> Result<Uuid> {
         let page = page_size() as u64;
         let invalid = |what, why| Err(Error::Invalid { what, why });
         if !(layout::MIN_CAPACITY..=layout::MAX_CAPACITY).contains(&spec.capacity) {
@@ -281,11 +303,19 @@ impl Ring {
         };
         let fresh = FreshFile::new(directory.path(), &path, spec.mode)?;
         reserve_space(&fresh.file, &path, 0, header.data_offset + header.capacity)?;
-        let control = layout::initial_control(&header, spec.start);
-        fresh
-            .file
-            .write_all_at(&control, 0)
-            .map_err(|e| Error::system("write", &path, e))?;
+        let write = |bytes: &[u8], at| {
+            fresh
+                .file
+                .write_all_at(bytes, at)
+                .map_err(|e| Error::system("write", &path, e))
+        };
+        let mut cursors = [spec.start; 2];
+        if let Some(ring) = beginning.unread_of {
+            cursors =
+                ring.copy_unread(|bytes, offset| write(bytes, header.data_offset + offset))?;
+        }
+        let peer = beginning.peer.unwrap_or(Uuid::NONE);
+        write(&layout::initial_control(&header, cursors, peer.0), 0)?;
         if spec.owner.is_some() || spec.group.is_some() {
             let (uid, gid) = (user(spec.owner.as_deref())?, group(spec.group.as_deref())?);
             std::os::unix::fs::fchown(&fresh.file, uid, gid)
@@ -363,7 +393,7 @@ impl Ring {
         // Before the look at CLOSED, which a forked child sees set.
         let lock = self.take(Role::Producer)?;
         self.refuse_closed()?;
-        Sender::attach(self.clone(), lock)
+        Sender::attach(self.clone(), lock.into())
     }
 
     /// Takes the consumer role and attaches.
@@ -372,7 +402,63 @@ impl Ring {
             return Err(self.wrong_role(Role::Consumer));
         }
         let lock = self.take(Role::Consumer)?;
-        Receiver::attach(self.clone(), lock)
+        Receiver::attach(self.clone(), lock.into())
+    }
+
+    /// The relay's end of a source ring; takes the consumer role.
+    pub fn source_reader(&self) -> Result<SourceReader> {
+        if self.kind() != Kind::Source {
+            return Err(Error::Invalid {
+                what: "source reader",
+                why: format!(
+                    "{} is a {} ring; only a source is read by position",
+                    self.path().display(),
+                    self.kind().name()
+                ),
+            });
+        }
+        let lock = self.take(Role::Consumer)?;
+        SourceReader::attach(self.clone(), lock)
+    }
+
+    /// The ring on the other host that this one was paired with, if it was: a mirror's source, a source's mirror.
+    pub fn peer(&self) -> Option<Uuid> {
+        self.control(|c| {
+            let [first, second] = [0, 1].map(|half: usize| c.notes.peer_uuid[half].load(Acquire)); // partner: Walker::set_peer
+            let mut uuid = [0; 16];
+            uuid[..8].copy_from_slice(&first.to_le_bytes());
+            uuid[8..].copy_from_slice(&second.to_le_bytes());
+            (first != 0).then_some(Uuid(uuid))
+        })
+    }
+
+    /// Copies the bytes between `released` and the tail of this closed ring, whose roles the caller holds: calls `write` with
+    /// pieces and their offsets in the data area. Returns both cursors.
+    fn copy_unread(&self, mut write: impl FnMut(&[u8], u64) -> Result<()>) -> Result<[Cursor; 2]> {
+        let status = self.status();
+        let (released, tail) = (status.released, status.tail);
+        let capacity = self.inner.header.capacity;
+        if status.sealed_at != Some(tail.position)
+            || tail.position.wrapping_sub(released.position) > capacity
+        {
+            return Err(self.damaged(Damage {
+                what: "tail",
+                position: released.position,
+                found: tail.position,
+                expected: "the end of a closed ring, at most one capacity ahead of what is released",
+            }));
+        }
+        let mut at = released.position;
+        let mut bytes = vec![0; 1 << 16];
+        while at < tail.position {
+            let offset = at % capacity;
+            let length = (tail.position - at).min(1 << 16).min(capacity - offset);
+            let piece = &mut bytes[..length as usize];
+            self.mapped().read(offset as usize, piece);
+            write(piece, offset)?;
+            at += length;
+        }
+        Ok([released, tail])
     }
 
     /// The relay's end of a mirror ring; takes the producer role.
@@ -402,7 +488,7 @@ impl Ring {
         }
     }
 
-    fn wrong_role(&self, role: Role) -> Error {
+    pub(crate) fn wrong_role(&self, role: Role) -> Error {
         Error::WrongRole {
             path: self.path().into(),
             role: role.name(),
@@ -431,6 +517,16 @@ impl Ring {
 
     pub(crate) fn mapped(&self) -> Mapped {
         Mapped::new(self.inner.mapping.clone())
+    }
+
+    /// The same for an application's end of a mirrored ring: it tells the relay of news. Where that cannot be, for
+    /// want of the file or of the right to write it, the relay's slow look over all rings finds it.
+    pub(crate) fn mapped_with_news(&self) -> Mapped {
+        let news = match self.kind() {
+            Kind::Local => None,
+            _ => self.inner.directory.news(),
+        };
+        self.mapped().with_news(news, self.inner.header.lock_slot)
     }
 
     fn control<T>(&self, look: impl FnOnce(&layout::Control) -> T) -> T {

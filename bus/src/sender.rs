@@ -1,15 +1,17 @@
 //! [`Sender`]: the sending end of a ring.
 
+use crate::bus::{Generation, Place};
 use crate::error::{Error, Result, TrySendError};
 use crate::layout::{Cursor, FLAG_CRC32C, FLAG_TIMESTAMP, FLAG_TRACE_ID};
 use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
 use crate::ring::producer::{Begun, Producer, Refusal};
-use crate::ring_file::{Ring, sign};
+use crate::ring_file::{Kind, Ring, sign};
 use crate::shm::Mapped;
 use crate::wait::{self, Waiter};
 use std::io::IoSlice;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 /// The sending end of a ring. One exists at a time; it may move between threads.
 ///
@@ -21,7 +23,9 @@ pub struct Sender {
     trace_id: u64,
     waiter: Waiter,
     ring: Ring,
-    _role: RoleLock,
+    role: Arc<RoleLock>,
+    /// The place in the map that it belongs to, if it was taken by address.
+    place: Option<Place>,
 }
 
 /// What every message of a sender carries besides its payload; 8 bytes each in the ring.
@@ -36,9 +40,9 @@ pub struct Extensions {
 }
 
 impl Sender {
-    pub(crate) fn attach(ring: Ring, role: RoleLock) -> Result<Sender> {
+    pub(crate) fn attach(ring: Ring, role: Arc<RoleLock>) -> Result<Sender> {
         let fence = wait::register();
-        let memory = ring.mapped();
+        let memory = ring.mapped_with_news();
         sign(&memory.control().producer_info, fence);
         let producer =
             Producer::attach(memory, ring.header().nonce, fence).map_err(|d| ring.damaged(d))?;
@@ -50,8 +54,14 @@ impl Sender {
             trace_id: 0,
             waiter,
             ring,
-            _role: role,
+            role,
+            place: None,
         })
+    }
+
+    pub(crate) fn at_place(mut self, place: Place) -> Sender {
+        self.place = Some(place);
+        self
     }
 
     /// The ring that it sends into.
@@ -167,6 +177,27 @@ impl Sender {
     /// Waits until a message of `length` bytes has room, polling at first and then sleeping. `Full` when the
     /// timeout has passed.
     pub fn wait(&mut self, length: usize, timeout: Duration) -> Result<(), TrySendError> {
+        let begun = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(begun.elapsed());
+            if !self.wait_for_room(length, left) {
+                return Err(TrySendError::Full);
+            }
+            match self.begin(length) {
+                Ok(begun) => {
+                    self.producer.abort(begun);
+                    return Ok(());
+                }
+                // The next generation of the ring is being made.
+                Err(TrySendError::Full) if !left.is_zero() => {
+                    std::thread::sleep(left.min(Duration::from_millis(1)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn wait_for_room(&mut self, length: usize, timeout: Duration) -> bool {
         let Sender {
             producer,
             waiter,
@@ -181,27 +212,28 @@ impl Sender {
             timeout,
             || producer.has_room(length).then_some(()),
         );
-        match room {
-            None => Err(TrySendError::Full),
-            Some(()) => {
-                let begun = self.begin(length)?;
-                self.producer.abort(begun);
-                Ok(())
-            }
-        }
+        room.is_some()
     }
 
     #[inline(always)]
     fn begin(&mut self, length: usize) -> Result<Begun, TrySendError> {
         match self.producer.begin(length) {
             Ok(begun) => Ok(begun),
-            Err(refusal) => Err(self.refused(refusal, length)),
+            Err(refusal) => self.refused(refusal, length),
         }
     }
 
     #[cold]
-    fn refused(&self, refusal: Refusal, length: usize) -> TrySendError {
-        match refusal {
+    fn refused(&mut self, refusal: Refusal, length: usize) -> Result<Begun, TrySendError> {
+        if refusal == Refusal::Closed && self.place.is_some() {
+            return match self.follow() {
+                Ok(Generation::Next) => self.begin(length),
+                Ok(Generation::NotYet) => Err(TrySendError::Full),
+                Ok(Generation::Last) => Err(TrySendError::Closed),
+                Err(error) => Err(TrySendError::Failed(Box::new(error))),
+            };
+        }
+        Err(match refusal {
             Refusal::Full => TrySendError::Full,
             Refusal::Closed => TrySendError::Closed,
             Refusal::TooLong => TrySendError::TooLong {
@@ -210,7 +242,33 @@ impl Sender {
             },
             Refusal::Forked => TrySendError::Failed(Box::new(Error::Forked)),
             Refusal::Damaged(damage) => TrySendError::Failed(Box::new(self.ring.damaged(*damage))),
+        })
+    }
+
+    /// After `Closed`: goes on to the next generation of the ring, if there is one.
+    fn follow(&mut self) -> Result<Generation> {
+        let Some(place) = self.place.clone() else {
+            return Ok(Generation::Last);
+        };
+        // The closer waits for a batch that is under way.
+        self.producer.finish_batch();
+        let ring = match place.after(&self.ring)? {
+            Ok(ring) => ring,
+            Err(none) => return Ok(none),
+        };
+        if ring.kind() == Kind::Mirror {
+            return Err(ring.wrong_role(crate::locks::Role::Producer));
         }
+        let next = Sender::attach(ring, self.role.clone())?;
+        let flags = self.producer.flags();
+        *self = Sender {
+            trace_id: self.trace_id,
+            waiter: self.waiter,
+            place: Some(place),
+            ..next
+        };
+        self.producer.set_flags(flags);
+        Ok(Generation::Next)
     }
 
     /// Stores the extensions, if there are any, of a record whose payload is in place.

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fork::{self, Held};
 use crate::layout::Control;
+use crate::news::News;
 use crate::ring::memory::Memory;
 use crate::sync::AtomicU64;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags};
@@ -11,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 /// The system's page size, bytes.
 pub(crate) fn page_size() -> usize {
@@ -107,6 +109,8 @@ pub(crate) struct Mapped {
     data: NonNull<u8>,
     capacity: usize,
     mapping: Arc<Mapping>,
+    /// Where a mirrored ring's application tells its relay of news, and the ring's lock slot.
+    news: Option<(Arc<News>, u32)>,
 }
 
 // SAFETY: as for Mapping, which it keeps alive.
@@ -122,6 +126,24 @@ impl Mapped {
             data: unsafe { mapping.base.add(mapping.data_offset) },
             capacity: mapping.capacity,
             mapping,
+            news: None,
+        }
+    }
+
+    /// The same, with news for the relay.
+    pub fn with_news(self, news: Option<Arc<News>>, slot: u32) -> Mapped {
+        Mapped {
+            news: news.map(|news| (news, slot)),
+            ..self
+        }
+    }
+
+    /// The data area alone.
+    pub fn region(&self) -> Region {
+        Region {
+            data: self.data,
+            capacity: self.capacity,
+            _mapping: self.mapping.clone(),
         }
     }
 
@@ -185,8 +207,58 @@ impl Memory for Mapped {
     }
 
     #[inline(always)]
+    fn announce(&self) {
+        if let Some((news, slot)) = &self.news {
+            news.announce(*slot);
+        }
+    }
+
+    #[inline(always)]
     fn forked(&self) -> bool {
         self.mapping.generation != fork::generation()
+    }
+}
+
+/// A ring's data area as raw memory, for links, which give its addresses to the kernel or to a card. Keeps the mapping.
+#[derive(Clone, Debug)]
+pub struct Region {
+    data: NonNull<u8>,
+    capacity: usize,
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: as for Mapping, which it keeps alive; it hands out addresses and touches nothing.
+unsafe impl Send for Region {}
+// SAFETY: as for Send.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Bytes in the data area.
+    pub fn capacity(&self) -> u64 {
+        self.capacity as u64
+    }
+
+    /// Where the `length` bytes at `position` lie: always one range, since the data area is mapped twice in a row.
+    /// Others write there at any time, so nothing but raw accesses will do.
+    ///
+    /// # Panics
+    /// If `length` is more than the capacity.
+    #[inline]
+    pub fn at(&self, position: u64, length: usize) -> *mut u8 {
+        assert!(
+            length <= self.capacity,
+            "{length} bytes of a ring of {}",
+            self.capacity
+        );
+        // SAFETY: below the capacity, so `length` bytes on is within the doubled area.
+        unsafe { self.data.add((position % self.capacity as u64) as usize) }.as_ptr()
+    }
+
+    /// True if the `length` bytes at `address` lie in the data area, mapped twice.
+    pub fn contains(&self, address: *const u8, length: usize) -> bool {
+        let begin = self.data.as_ptr() as usize;
+        let at = address as usize;
+        at >= begin && length <= self.capacity && at - begin + length <= 2 * self.capacity
     }
 }
 
@@ -231,6 +303,20 @@ impl Words {
         assert!(index < self.count, "word {index} of {}", self.count);
         // SAFETY: inside the mapping by the check above, aligned, an atomic to everybody.
         unsafe { self.base.add(index).as_ref() }
+    }
+}
+
+impl Words {
+    /// Byte `index`. A word whose bytes are used so is stored by bytes only; loading it whole finds each byte's value
+    /// of some moment, on every processor that has such loads.
+    ///
+    /// # Panics
+    /// If there is no such byte.
+    #[inline]
+    pub fn byte(&self, index: usize) -> &AtomicU8 {
+        assert!(index < 8 * self.count, "byte {index} of {}", 8 * self.count);
+        // SAFETY: inside the mapping by the check above; accessed as an atomic only.
+        unsafe { AtomicU8::from_ptr(self.base.cast::<u8>().add(index).as_ptr()) }
     }
 }
 

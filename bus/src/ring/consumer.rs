@@ -241,6 +241,7 @@ impl<M: Memory> Consumer<M> {
         self.head = cursor.position;
         self.head_due = cursor.position.saturating_add(self.capacity / HEAD_PER_LAP);
         control.head.cursor.jump(cursor);
+        self.memory.announce();
         if self.sender_sleeps() && wait::wake(&self.memory.control().sender_signal.word) {
             add(&self.memory.control().consumer_info.wakes, 1);
         }

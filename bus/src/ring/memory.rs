@@ -27,6 +27,10 @@ pub(crate) trait Memory {
     /// producer's next store to them finds them in one cache only. Memory without caches need do nothing.
     fn take_lines(&self, _offset: usize, _size: usize) {}
 
+    /// Tells the relay, if the ring is mirrored, that a cursor of this side moved.
+    #[inline(always)]
+    fn announce(&self) {}
+
     /// True in a process that is a fork of the one that attached; such a process must not touch the ring.
     fn forked(&self) -> bool {
         false

@@ -5,7 +5,7 @@
 
 use super::memory::Memory;
 use super::producer::add;
-use super::{Damage, certain_consumer_position, check_consumer, check_cursor, record_at};
+use super::{Damage, certain_consumer_position, check_consumer, check_cursor, walk_records};
 use crate::layout::*;
 use crate::sync::{Ordering, Relaxed, compiler_barrier, fence};
 use crate::wait;
@@ -15,6 +15,7 @@ pub(crate) struct Publisher<M> {
     memory: M,
     nonce: u64,
     tail: Cursor,
+    consumed: Cursor,
     fence: bool,
 }
 
@@ -35,10 +36,14 @@ impl<M: Memory> Publisher<M> {
             memory.capacity() as u64,
         )?;
         control.producer.tail.jump(tail);
+        let consumed = check_cursor("released", control.released.cursor.recover())?;
+        // The last relay may have been killed between a publication and its wake-up.
+        wait::wake(&control.receiver_signal.word);
         Ok(Publisher {
             memory,
             nonce,
             tail,
+            consumed,
             fence,
         })
     }
@@ -74,40 +79,46 @@ impl<M: Memory> Publisher<M> {
     /// Publishes the records in [tail, to), all of whose bytes are visible, after checking each header: `to`
     /// must be a record's end. On damage nothing is published.
     pub fn publish(&mut self, to: u64) -> Result<(), Damage> {
-        let capacity = self.memory.capacity() as u64;
-        let mut cursor = self.tail;
-        if to < cursor.position || to - cursor.position > capacity {
+        let end = self.walk(to)?;
+        if end.position != to {
             return Err(Damage {
                 what: "tail",
-                position: cursor.position,
-                found: to,
-                expected: "a position at most one capacity ahead",
-            });
-        }
-        while cursor.position < to {
-            // The link says that the bytes are visible.
-            let Some(shape) = record_at(&self.memory, cursor.position, self.nonce)? else {
-                return Err(Damage {
-                    what: "commit word",
-                    position: cursor.position,
-                    found: 0,
-                    expected: "the record that the peer announced",
-                });
-            };
-            cursor.position += shape.size as u64;
-            cursor.sequence += 1;
-        }
-        if cursor.position != to {
-            return Err(Damage {
-                what: "tail",
-                position: cursor.position,
+                position: end.position,
                 found: to,
                 expected: "the end of a record",
             });
         }
-        self.tail = cursor;
+        self.set_tail(end);
+        Ok(())
+    }
+
+    /// The same, but for a record that is there in part only: that one is left for later.
+    pub fn publish_whole(&mut self, to: u64) -> Result<Cursor, Damage> {
+        let end = self.walk(to)?;
+        if end != self.tail {
+            self.set_tail(end);
+        }
+        Ok(end)
+    }
+
+    fn walk(&self, to: u64) -> Result<Cursor, Damage> {
+        let tail = self.tail.position;
+        if to < tail || to - tail > self.memory.capacity() as u64 {
+            return Err(Damage {
+                what: "tail",
+                position: tail,
+                found: to,
+                expected: "a position at most one capacity ahead",
+            });
+        }
+        // The link says that the bytes are visible.
+        walk_records(&self.memory, self.tail, to, self.nonce)
+    }
+
+    fn set_tail(&mut self, tail: Cursor) {
+        self.tail = tail;
         let control = self.memory.control();
-        control.producer.tail.jump(cursor);
+        control.producer.tail.jump(tail);
         compiler_barrier();
         if self.fence {
             fence(Ordering::SeqCst);
@@ -118,6 +129,33 @@ impl<M: Memory> Publisher<M> {
         {
             add(&control.producer_info.wakes, 1);
         }
-        Ok(())
+    }
+
+    /// Up to where the application has released, as far as it can be read just now: never further than the tail,
+    /// never back. Its own stores may say anything: the room that they give is that application's.
+    pub fn consumed(&mut self) -> Result<Cursor, Damage> {
+        let Some(now) = self.memory.control().released.cursor.read() else {
+            return Ok(self.consumed);
+        };
+        let last = self.consumed;
+        if now == last {
+            return Ok(now);
+        }
+        let now = check_cursor("released", now)?;
+        if now.position < last.position || now.position > self.tail.position {
+            return Err(Damage {
+                what: "released",
+                position: self.tail.position,
+                found: now.position,
+                expected: "a position that never goes back and is at most the tail",
+            });
+        }
+        self.consumed = now;
+        Ok(now)
+    }
+
+    /// Asks the application to announce its next release, as a sender does that waits for room.
+    pub fn want_room(&self) {
+        wait::announce(&self.memory.control().sender_signal.word);
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod heap;
 pub(crate) mod memory;
 pub(crate) mod mirror;
 pub(crate) mod producer;
+pub(crate) mod source;
 
 #[cfg(all(test, loom))]
 mod loom_tests;
@@ -205,6 +206,40 @@ fn roll_forward<M: memory::Memory>(
         };
     }
     Ok(cursor)
+}
+
+/// The end of the last record that begins at or after `from` and ends at or before `to`. There is a record at every
+/// position below `to`, says whoever calls this: none is damage.
+pub(crate) fn walk_records<M: memory::Memory>(
+    memory: &M,
+    from: Cursor,
+    to: u64,
+    nonce: u64,
+) -> Result<Cursor, Damage> {
+    let mut at = from;
+    while at.position < to {
+        // Bytes arrive in order of position, but a header may be there in part only.
+        if to - at.position < crate::layout::RECORD_HEADER as u64 {
+            break;
+        }
+        let Some(shape) = record_at(memory, at.position, nonce)? else {
+            return Err(Damage {
+                what: "commit word",
+                position: at.position,
+                found: 0,
+                expected: "a record here, since the tail or the peer says so",
+            });
+        };
+        let end = at.position + shape.size as u64;
+        if end > to {
+            break;
+        }
+        at = Cursor {
+            position: end,
+            sequence: at.sequence + 1,
+        };
+    }
+    Ok(at)
 }
 
 /// How far committed records reach from `tail`, at most to `limit`; for those who only look. Damage ends the walk.

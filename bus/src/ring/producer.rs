@@ -238,6 +238,7 @@ impl<M: Memory> Producer<M> {
 
     #[inline(always)]
     fn look_at_receiver(&self) {
+        self.memory.announce();
         self.order_stores_before_loads();
         let control = self.memory.control();
         // Relaxed: a sleeper orders its raised bit against our commit by membarrier, or we by the fence.

@@ -1,0 +1,203 @@
+//! The next generation of a ring: what a relay makes when a channel begins or ceases to lead to another host, or
+//! when the ring on the other host is another one.
+//!
+//! Nothing is reset in place: the next generation is a new file; the old one is closed, and one store of the map puts the
+//! new one in its place. A manager that is killed before has closed a ring that the map still names: its applications
+//! wait, and the next manager makes the next generation again.
+
+use crate::error::{Error, Result};
+use crate::gcim::{ChannelEntry, Snapshot};
+use crate::layout::Cursor;
+use crate::locks::Role;
+use crate::manage::Manager;
+use crate::ring_file::{Beginning, Kind, Ring, RingSpec, Uuid};
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+/// How long a closing ring waits for a sender in the midst of a message, before the relay goes on with other work.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(20);
+
+/// What a ring is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A ring with another consumer, an application or the relay. What is unread goes along.
+    Carry(Kind),
+    /// An empty mirror. What is unread stays in the old generation, which the application receives first.
+    Mirror {
+        /// The source's nonce.
+        nonce: u64,
+        /// Where it begins.
+        start: Cursor,
+        /// The source.
+        source: Uuid,
+    },
+    /// An empty local ring; the same as for a mirror.
+    Local,
+}
+
+/// One change that [`Manager::renew`] is to make.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    /// The ring in force that is to be replaced.
+    pub ring: Uuid,
+    /// By what.
+    pub next: Next,
+}
+
+impl Manager {
+    /// Makes the next generations of rings and puts all of them in force at once. Each change has its own result: the new
+    /// ring, or why it could not be made, which leaves the others alone. `Busy`: a sender is in the midst of a message, or an
+    /// application has not received all of the generation before; try again.
+    pub fn renew(&self, changes: &[Change]) -> Result<Vec<Result<Uuid>>> {
+        let mut snapshot = self.finish_removals()?;
+        let mut removed = Vec::new();
+        let mut made = Vec::new();
+        let results: Vec<_> = changes
+            .iter()
+            .map(|change| {
+                let uuid = self.renew_one(&mut snapshot, change, &mut removed)?;
+                made.push(uuid);
+                Ok(uuid)
+            })
+            .collect();
+        if made.is_empty() {
+            return Ok(results);
+        }
+        let published = self
+            .gcim
+            .publish(&snapshot.channels, &removed, snapshot.next_slot);
+        if let Err(error) = published {
+            for uuid in made {
+                let _ = std::fs::remove_file(self.directory.ring_path(uuid));
+            }
+            return Err(error);
+        }
+        self.finish_removals()?;
+        Ok(results)
+    }
+
+    /// Removes generations that their applications have received to the end. True if there were any.
+    pub fn tidy(&self) -> Result<bool> {
+        let mut snapshot = self.finish_removals()?;
+        let mut removed = Vec::new();
+        for channel in &mut snapshot.channels {
+            for direction in 0..2 {
+                let previous = channel.previous[direction];
+                if previous != Uuid::NONE && self.is_drained(previous)? {
+                    channel.previous[direction] = Uuid::NONE;
+                    removed.push(entry_of(channel, previous));
+                }
+            }
+        }
+        if removed.is_empty() {
+            return Ok(false);
+        }
+        self.gcim
+            .publish(&snapshot.channels, &removed, snapshot.next_slot)?;
+        self.finish_removals()?;
+        Ok(true)
+    }
+
+    /// True if nothing of a closed ring is unread, or there is none.
+    fn is_drained(&self, uuid: Uuid) -> Result<bool> {
+        match Ring::open(&self.directory, uuid) {
+            Err(Error::NotFound { .. }) => Ok(true),
+            Err(error) => Err(error),
+            Ok(ring) => {
+                let status = ring.status();
+                Ok(status.sealed_at == Some(status.released.position))
+            }
+        }
+    }
+
+    fn renew_one(
+        &self,
+        snapshot: &mut Snapshot,
+        change: &Change,
+        removed: &mut Vec<ChannelEntry>,
+    ) -> Result<Uuid> {
+        let old = Ring::open(&self.directory, change.ring)?;
+        let busy = |role| Error::Busy {
+            path: old.path().into(),
+            role,
+            pid: 0,
+        };
+        let (channel, direction) = snapshot
+            .channels
+            .iter_mut()
+            .find_map(|channel| {
+                let direction = channel.rings.iter().position(|ring| *ring == change.ring)?;
+                Some((channel, direction))
+            })
+            .ok_or_else(|| Error::NotFound {
+                path: old.path().into(),
+            })?;
+        let previous = channel.previous[direction];
+        if previous != Uuid::NONE {
+            if !self.is_drained(previous)? {
+                return Err(busy("consumer"));
+            }
+            channel.previous[direction] = Uuid::NONE;
+            removed.push(entry_of(channel, previous));
+        }
+        // A receiver that goes on reading the old ring would have twice what is carried over.
+        let _consumer = match change.next {
+            Next::Carry(_) => Some(old.take(Role::Consumer)?),
+            Next::Mirror { .. } | Next::Local => None,
+        };
+        old.close(CLOSE_PATIENCE)?;
+        let uuid = self.make(&old, change.next)?;
+        channel.rings[direction] = uuid;
+        let status = old.status();
+        if _consumer.is_some() || status.sealed_at == Some(status.released.position) {
+            removed.push(entry_of(channel, change.ring));
+        } else {
+            channel.previous[direction] = change.ring;
+        }
+        Ok(uuid)
+    }
+
+    fn make(&self, old: &Ring, next: Next) -> Result<Uuid> {
+        let header = old.header();
+        let fail = |e| Error::system("inspect", old.path(), e);
+        let info = std::fs::metadata(old.path()).map_err(fail)?;
+        let mut spec = RingSpec {
+            lock_slot: header.lock_slot,
+            mode: info.mode() & 0o777,
+            owner: Some(info.uid().to_string()),
+            group: Some(info.gid().to_string()),
+            ..RingSpec::local(
+                header.capacity,
+                crate::Address(header.from),
+                crate::Address(header.to),
+            )
+        };
+        let mut beginning = Beginning::default();
+        match next {
+            Next::Local => {}
+            Next::Carry(kind) => {
+                spec.kind = kind;
+                spec.nonce = Some(header.nonce); // the records carried over have its commit words
+                beginning.unread_of = Some(old);
+            }
+            Next::Mirror {
+                nonce,
+                start,
+                source,
+            } => {
+                (spec.kind, spec.nonce, spec.start) = (Kind::Mirror, Some(nonce), start);
+                beginning.peer = Some(source);
+            }
+        }
+        Ring::create_file_with(&self.directory, &spec, beginning)
+    }
+}
+
+/// How the map names a ring that is to be closed and removed.
+fn entry_of(channel: &ChannelEntry, ring: Uuid) -> ChannelEntry {
+    ChannelEntry {
+        rings: [ring, Uuid::NONE],
+        previous: [Uuid::NONE; 2],
+        ..channel.clone()
+    }
+}
