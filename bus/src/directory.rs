@@ -1,13 +1,14 @@
 //! The directory that holds a bus: `locks` and one `ring-<uuid>` a ring.
 
 use crate::error::{Error, Result};
-use crate::locks::Locks;
+use crate::locks::{Locks, RoleLock};
 use crate::news::News;
 use crate::ring_file::Uuid;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 /// A directory of rings. Cheap to clone; the clones share one lock file descriptor.
 #[derive(Clone, Debug)]
@@ -96,6 +97,24 @@ impl Directory {
             }
         }
         Ok(found)
+    }
+
+    /// Takes the lock of who changes maps; waits for another manager up to `patience`.
+    pub(crate) fn take_manager(&self, patience: Duration) -> Result<RoleLock> {
+        let begun = Instant::now();
+        loop {
+            match self.locks.try_take_manager()? {
+                Some(lock) => return Ok(lock),
+                None if begun.elapsed() >= patience => {
+                    return Err(Error::Busy {
+                        path: self.path.clone(),
+                        role: "manager",
+                        pid: 0,
+                    });
+                }
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
     }
 }
 

@@ -61,6 +61,8 @@ mod locks;
 #[cfg(all(feature = "config", not(loom)))]
 pub mod manage;
 #[cfg(not(loom))]
+mod map;
+#[cfg(not(loom))]
 mod mirror;
 #[cfg(not(loom))]
 mod news;

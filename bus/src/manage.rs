@@ -15,7 +15,7 @@ use crate::ring_file::{Kind, Ring, RingSpec, Uuid};
 use crate::shm::page_size;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// How long a closing ring waits for a sender in the midst of a message.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -41,7 +41,8 @@ pub struct Manager {
     _lock: RoleLock,
 }
 
-fn now() -> u64 {
+/// Nanoseconds since 1970.
+pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos() as u64)
@@ -55,7 +56,7 @@ pub fn rounded(size: u64) -> u64 {
 impl Manager {
     /// Takes the manager's lock; waits for another manager up to `patience`.
     pub fn open(directory: &Directory, patience: Duration) -> Result<Manager> {
-        let lock = Self::lock(directory, patience)?;
+        let lock = directory.take_manager(patience)?;
         let gcim = Gcim::open(directory, true)?;
         Ok(Manager {
             directory: directory.clone(),
@@ -76,49 +77,13 @@ impl Manager {
         patience: Duration,
     ) -> Result<Manager> {
         let directory = Directory::create(path)?;
-        let lock = Self::lock(&directory, patience)?;
-        let gcim = match Gcim::open(&directory, true) {
-            Err(Error::NotFound { .. }) => {
-                Gcim::create(&directory, config.key, config.template, now())?
-            }
-            other => other?,
-        };
-        if gcim.template() != config.template {
-            let why = format!(
-                "the map of bus {} has address template {}, the file has {}; give it that template, or delete all \
-                 channels and {}",
-                config.key,
-                gcim.template(),
-                config.template,
-                gcim.file_path().display()
-            );
-            return Err(Error::Invalid {
-                what: "address template",
-                why,
-            });
-        }
+        let lock = directory.take_manager(patience)?;
+        let gcim = Gcim::open_or_create(&directory, config.key, config.template, now())?;
         Ok(Manager {
             directory,
             gcim,
             _lock: lock,
         })
-    }
-
-    fn lock(directory: &Directory, patience: Duration) -> Result<RoleLock> {
-        let begun = Instant::now();
-        loop {
-            match directory.locks.try_take_manager()? {
-                Some(lock) => return Ok(lock),
-                None if begun.elapsed() >= patience => {
-                    return Err(Error::Busy {
-                        path: directory.path().into(),
-                        role: "manager",
-                        pid: 0,
-                    });
-                }
-                None => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
     }
 
     /// The map.
