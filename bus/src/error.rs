@@ -108,6 +108,13 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// No route has this number.
+    NoSuchRoute {
+        /// The number asked for, from 1.
+        number: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// The map has no channel between these addresses, or none at all for the first.
     NoChannel {
         /// The address bound.
@@ -237,6 +244,10 @@ impl fmt::Display for Error {
             Error::NoSuchChannel { number, count } => write!(
                 f,
                 "there is no channel {number}: the list has {count}, numbered from 1; list them to see their numbers"
+            ),
+            Error::NoSuchRoute { number, count } => write!(
+                f,
+                "there is no route {number}: the list has {count}, numbered from 1; list them to see their numbers"
             ),
             Error::NoChannel {
                 address,

@@ -26,6 +26,7 @@ static KIND: Kind = Kind {
     magic: *b"TBUSGCIM",
     major: 1,
     of: "channels",
+    also: ", with those that are being deleted,",
     capacity: MAX_CHANNELS,
     entry: ENTRY,
 };

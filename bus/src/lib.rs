@@ -39,6 +39,7 @@ pub mod config;
 mod error;
 pub mod layout;
 mod ring;
+mod route;
 mod sync;
 mod wait;
 
@@ -57,9 +58,13 @@ pub mod gcim;
 #[cfg(all(feature = "config", not(loom)))]
 pub mod generation;
 #[cfg(not(loom))]
+pub mod grm;
+#[cfg(not(loom))]
 mod locks;
 #[cfg(all(feature = "config", not(loom)))]
 pub mod manage;
+#[cfg(all(feature = "config", not(loom)))]
+pub mod manage_routes;
 #[cfg(not(loom))]
 mod map;
 #[cfg(not(loom))]

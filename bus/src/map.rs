@@ -44,6 +44,8 @@ pub(crate) struct Kind {
     pub major: u32,
     /// What its entries are, for people: "channels".
     pub of: &'static str,
+    /// What else counts when they are too many: " and …", or nothing.
+    pub also: &'static str,
     /// Entries that it can hold.
     pub capacity: usize,
     /// Words of an entry.
@@ -277,14 +279,14 @@ impl Map {
         entries: impl Iterator<Item = [u64; ENTRY]>,
     ) -> Result<u64> {
         assert_eq!(ENTRY, self.kind.entry, "words of an entry");
-        let Kind { of, capacity, .. } = self.kind;
-        if count > *capacity {
-            let why = format!(
-                "{count}, those included that are being deleted; a map holds {capacity}: leave some out"
-            );
+        if count > self.kind.capacity {
+            let Kind {
+                of, also, capacity, ..
+            } = self.kind;
+            let why = format!("{count}{also} are too many: a map holds {capacity}; leave some out");
             return Err(Error::Invalid { what: of, why });
         }
-        let next = self.version() + 1;
+        let next = self.version().wrapping_add(1); // whatever the file says
         let area = self.area_of(next);
         let size = 8 * (AREA_HEADER + count * ENTRY) as u64;
         reserve_space(&self.file, &self.path, 8 * area as u64, size)?;

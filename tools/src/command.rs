@@ -30,7 +30,10 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Config(_) => 3,
             Failure::Bus(error) => match error {
-                Error::NotFound { .. } | Error::NoChannel { .. } | Error::NoSuchChannel { .. } => 4,
+                Error::NotFound { .. }
+                | Error::NoChannel { .. }
+                | Error::NoSuchChannel { .. }
+                | Error::NoSuchRoute { .. } => 4,
                 Error::Unread { .. } => 5,
                 Error::Busy { .. } => 6,
                 _ => 7,

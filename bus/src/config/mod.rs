@@ -7,6 +7,8 @@ mod source;
 
 use crate::address::{Address, Template};
 use crate::layout::{MAX_CAPACITY, MIN_CAPACITY};
+use crate::route::{MAX_ENDPOINTS, MAX_HOST};
+pub use crate::route::{RelayEndpoint, Transport};
 use source::{At, Node};
 use std::collections::HashMap;
 use std::fmt;
@@ -126,52 +128,12 @@ pub struct ChannelsConfig {
     pub channels: Vec<ChannelConfig>,
 }
 
-/// Where a relay is reached.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RelayEndpoint {
-    /// Host name or IP address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl fmt::Display for RelayEndpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "tcp://[{}]:{}", self.host, self.port),
-            false => write!(f, "tcp://{}:{}", self.host, self.port),
-        }
-    }
-}
-
-/// A transport that a route may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// RDMA writes through libibverbs.
-    Verbs,
-    /// UCX; only where listed, since it grants peers wider rights.
-    Ucx,
-    /// TCP.
-    Tcp,
-}
-
-impl Transport {
-    /// "verbs", "ucx" or "tcp".
-    pub fn name(self) -> &'static str {
-        match self {
-            Transport::Verbs => "verbs",
-            Transport::Ucx => "ucx",
-            Transport::Tcp => "tcp",
-        }
-    }
-}
-
 /// The way to an address on another host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
     /// The remote address.
     pub address: Address,
-    /// Where its relay is reached, in order of preference; at least one.
+    /// Where its relay is reached, in order of preference; 1 to 4.
     pub endpoints: Vec<RelayEndpoint>,
     /// What may be used, in order of preference; verbs and tcp if not given.
     pub transports: Vec<Transport>,
@@ -436,23 +398,14 @@ impl Reader {
             Some(node) => self.address(node),
             None => self.missing(node, "Addr"),
         };
-        let endpoints: Vec<_> = fields
-            .all("MConn")
-            .map(|node| self.endpoint(node))
-            .collect();
-        if endpoints.is_empty() {
-            self.missing::<()>(node, "MConn");
-        }
+        let endpoints = self.endpoints(node, &mut fields);
         let transports = match fields.take("Transports") {
             Some(node) => self.transports(node),
             None => Some(vec![Transport::Verbs, Transport::Tcp]),
         };
         Some(RouteConfig {
             address: address?,
-            endpoints: endpoints
-                .into_iter()
-                .collect::<Option<Vec<_>>>()
-                .filter(|e| !e.is_empty())?,
+            endpoints: endpoints?,
             transports: transports?,
             description: fields
                 .take("Desc")
@@ -581,9 +534,7 @@ impl Reader {
     fn transports(&mut self, node: &Node) -> Option<Vec<Transport>> {
         let mut transports = Vec::new();
         for word in node.text.split_whitespace() {
-            let known = [Transport::Verbs, Transport::Ucx, Transport::Tcp]
-                .into_iter()
-                .find(|t| t.name() == word);
+            let known = Transport::ALL.into_iter().find(|t| t.name() == word);
             match known {
                 Some(transport) if !transports.contains(&transport) => transports.push(transport),
                 Some(_) => self.refuse(
@@ -608,27 +559,56 @@ impl Reader {
         (!transports.is_empty()).then_some(transports)
     }
 
+    fn endpoints(&mut self, parent: &Node, fields: &mut Fields<'_>) -> Option<Vec<RelayEndpoint>> {
+        let nodes: Vec<_> = fields.all("MConn").collect();
+        if nodes.is_empty() {
+            return self.missing(parent, "MConn");
+        }
+        if let Some(surplus) = nodes.get(MAX_ENDPOINTS) {
+            let reason = format!("this is endpoint {} of the route", MAX_ENDPOINTS + 1);
+            let mend = format!("give at most {MAX_ENDPOINTS}");
+            self.refuse(surplus.at, reason, mend);
+        }
+        let mut endpoints = Vec::new();
+        let mut good = true;
+        for node in nodes {
+            match self.endpoint(node) {
+                Some(endpoint) if endpoints.contains(&endpoint) => {
+                    let reason = format!("'{endpoint}' stands twice in one route");
+                    self.refuse(node.at, reason, "remove one of the two");
+                }
+                Some(endpoint) => endpoints.push(endpoint),
+                None => good = false,
+            }
+        }
+        good.then_some(endpoints)
+    }
+
     fn endpoint(&mut self, node: &Node) -> Option<RelayEndpoint> {
         let split = node
             .text
             .strip_prefix("tcp://")
             .and_then(|rest| rest.rsplit_once(':'));
-        let endpoint = split.and_then(|(host, port)| {
+        let parts = split.and_then(|(host, port)| {
             // An IPv6 address stands in brackets.
             let host = match host.strip_prefix('[') {
                 Some(inner) => inner.strip_suffix(']')?,
                 None => Some(host).filter(|host| !host.contains(':'))?,
             };
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
-            let good = !host.is_empty()
-                && host.chars().all(plain)
-                && port.chars().all(|c| c.is_ascii_digit());
-            let port = port.parse().ok().filter(|port| good && *port != 0)?;
-            Some(RelayEndpoint {
+            let plain = port.chars().all(|c| c.is_ascii_digit());
+            Some((host, port.parse().ok().filter(|_| plain)?))
+        });
+        if let Some((host, _)) = parts.filter(|(host, _)| host.len() > MAX_HOST) {
+            let reason = format!("the host has {} bytes", host.len());
+            self.refuse(node.at, reason, format!("give at most {MAX_HOST}"));
+            return None;
+        }
+        let endpoint = parts
+            .map(|(host, port)| RelayEndpoint {
                 host: host.to_string(),
                 port,
             })
-        });
+            .filter(RelayEndpoint::is_plausible);
         if endpoint.is_none() {
             let reason = format!("'{}' is no endpoint", node.text);
             self.refuse(
