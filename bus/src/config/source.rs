@@ -2,6 +2,7 @@
 
 use super::Problem;
 use encoding_rs::{Encoding, UTF_8};
+use std::cell::Cell;
 
 /// A row and a column, both from 1; columns count characters.
 pub(super) type At = (u32, u32);
@@ -42,7 +43,7 @@ fn decode(bytes: &[u8], is_toml: bool) -> Result<String, Problem> {
     };
     let (text, _, malformed) = encoding.decode(bytes);
     if malformed {
-        let at = position(&text, text.find('\u{fffd}').unwrap_or(0));
+        let at = Lines::of(&text).position(text.find('\u{fffd}').unwrap_or(0));
         let mend = "save it in that encoding, or declare the one that it has: <?xml version=\"1.0\" encoding=\"GBK\"?>";
         return Err(Problem::new(
             at,
@@ -67,14 +68,37 @@ fn declared_encoding(bytes: &[u8]) -> Option<String> {
     Some(value[1..].split_once(quote)?.0.to_string())
 }
 
-/// Row and column of a byte offset.
-fn position(text: &str, offset: usize) -> At {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.rsplit('\n').next().unwrap_or("");
-    (
-        before.matches('\n').count() as u32 + 1,
-        line.chars().count() as u32 + 1,
-    )
+/// A text and where its lines begin: a file has many thousand elements, and each asks for its position.
+struct Lines<'a> {
+    text: &'a str,
+    begins: Vec<usize>,
+    /// The last offset asked for and the column there: all elements may stand in one line.
+    last: Cell<(usize, u32)>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &'a str) -> Lines<'a> {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Lines {
+            text,
+            begins: [0].into_iter().chain(ends.map(|(at, _)| at + 1)).collect(),
+            last: Cell::new((0, 1)),
+        }
+    }
+
+    /// Row and column of a byte offset.
+    fn position(&self, offset: usize) -> At {
+        let row = self.begins.partition_point(|begin| *begin <= offset); // the first begins at 0
+        let begin = self.begins[row - 1];
+        let (from, column) = match self.last.get() {
+            (last, column) if (begin..=offset).contains(&last) => (last, column),
+            _ => (begin, 1),
+        };
+        let between = self.text.get(from..offset).unwrap_or("");
+        let column = column + between.chars().count() as u32;
+        self.last.set((offset, column));
+        (row as u32, column)
+    }
 }
 
 fn read_xml(text: &str) -> Result<Node, Problem> {
@@ -101,23 +125,18 @@ fn read_xml(text: &str) -> Result<Node, Problem> {
             }
         }
     })?;
-    element(document.root_element())
+    element(&Lines::of(text), document.root_element())
 }
 
-fn element(xml: roxmltree::Node<'_, '_>) -> Result<Node, Problem> {
-    let document = xml.document();
-    let at = |offset: usize| {
-        let at = document.text_pos_at(offset);
-        (at.row, at.col)
-    };
+fn element(lines: &Lines<'_>, xml: roxmltree::Node<'_, '_>) -> Result<Node, Problem> {
     let mut node = Node {
         name: xml.tag_name().name().to_string(),
-        at: at(xml.range().start),
+        at: lines.position(xml.range().start),
         ..Node::default()
     };
     for child in xml.children() {
         if child.is_element() {
-            node.children.push(element(child)?);
+            node.children.push(element(lines, child)?);
         } else if child.is_text() {
             node.text.push_str(child.text().unwrap_or(""));
         }
@@ -139,8 +158,9 @@ fn element(xml: roxmltree::Node<'_, '_>) -> Result<Node, Problem> {
 }
 
 fn read_toml(text: &str) -> Result<Node, Problem> {
+    let lines = &Lines::of(text);
     let table = toml::de::DeTable::parse(text).map_err(|error| {
-        let at = position(text, error.span().map_or(0, |span| span.start));
+        let at = lines.position(error.span().map_or(0, |span| span.start));
         Problem::new(
             at,
             format!("this is not TOML: {}", error.message()),
@@ -151,16 +171,20 @@ fn read_toml(text: &str) -> Result<Node, Problem> {
         at: (1, 1),
         ..Node::default()
     };
-    add_table(text, table.get_ref(), &mut root)?;
+    add_table(lines, table.get_ref(), &mut root)?;
     Ok(root)
 }
 
-fn add_table(text: &str, table: &toml::de::DeTable<'_>, into: &mut Node) -> Result<(), Problem> {
+fn add_table(
+    lines: &Lines<'_>,
+    table: &toml::de::DeTable<'_>,
+    into: &mut Node,
+) -> Result<(), Problem> {
     for (key, value) in table {
         add_value(
-            text,
+            lines,
             key.get_ref(),
-            position(text, key.span().start),
+            lines.position(key.span().start),
             value,
             into,
         )?;
@@ -172,7 +196,7 @@ fn add_table(text: &str, table: &toml::de::DeTable<'_>, into: &mut Node) -> Resu
 
 /// An array is the same element several times, as in XML.
 fn add_value(
-    text: &str,
+    lines: &Lines<'_>,
     name: &str,
     at: At,
     value: &toml::Spanned<toml::de::DeValue<'_>>,
@@ -187,11 +211,11 @@ fn add_value(
     match value.get_ref() {
         DeValue::Array(values) => {
             for value in values.iter() {
-                add_value(text, name, position(text, value.span().start), value, into)?;
+                add_value(lines, name, lines.position(value.span().start), value, into)?;
             }
             return Ok(());
         }
-        DeValue::Table(table) => add_table(text, table, &mut node)?,
+        DeValue::Table(table) => add_table(lines, table, &mut node)?,
         DeValue::String(value) => node.text = value.trim().to_string(),
         DeValue::Integer(value) => {
             node.text = match value.radix() {

@@ -298,3 +298,30 @@ fn tells_every_problem() {
         .collect();
     assert_eq!(lines, ["a.xml:3:3", "a.xml:6:5", "a.xml:9:5"]);
 }
+
+/// Positions are right in a file of one long line, and finding them takes no time that grows with the square of it.
+#[test]
+fn reads_one_long_line() {
+    let channel = |n: u32| {
+        format!(
+            "<Channels><Desc>通道</Desc><Address>0.1.{}.{}</Address><Address>0.0.0.1</Address><SendSize>4096</SendSize>\
+             <RecvSize>4096</RecvSize></Channels>",
+            n >> 8,
+            n & 255
+        )
+    };
+    let text = |count: u32, last: &str| {
+        let channels: String = (0..count).map(channel).collect();
+        format!("<TbusGCIM><GCIMShmKey>1</GCIMShmKey>{channels}{last}</TbusGCIM>")
+    };
+    let begun = std::time::Instant::now();
+    assert_eq!(
+        channels(&text(30_000, "")).unwrap().channels.len(),
+        30_000,
+        "two minutes when each position was counted from the beginning"
+    );
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+    let (row, column, _) = problem(channels(&text(1, "<Chanels/>")));
+    let before = text(1, "").chars().count() - "</TbusGCIM>".len();
+    assert_eq!((row, column), (1, before as u32 + 1));
+}
