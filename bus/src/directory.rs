@@ -72,6 +72,14 @@ impl Directory {
         Some(news)
     }
 
+    /// Refuses who may not make and remove files here, before anything is changed.
+    fn check_writable(&self) -> Result<()> {
+        use nix::unistd::{AccessFlags, faccessat};
+        let (at, flags) = (nix::fcntl::AT_FDCWD, nix::fcntl::AtFlags::AT_EACCESS);
+        faccessat(at, &self.path, AccessFlags::W_OK | AccessFlags::X_OK, flags)
+            .map_err(|e| Error::system("make or remove channels in", &self.path, e.into()))
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -101,6 +109,7 @@ impl Directory {
 
     /// Takes the lock of who changes maps; waits for another manager up to `patience`.
     pub(crate) fn take_manager(&self, patience: Duration) -> Result<RoleLock> {
+        self.check_writable()?;
         let begun = Instant::now();
         loop {
             match self.locks.try_take_manager()? {

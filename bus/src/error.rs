@@ -4,6 +4,7 @@
 use crate::ring::Damage;
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A result whose error is [`Error`] unless said otherwise.
@@ -34,12 +35,16 @@ pub enum Error {
         /// The file that is missing.
         path: PathBuf,
     },
-    /// This user may not open the file.
+    /// This user may not do that to the file.
     NotPermitted {
+        /// What was being done, as a verb: "open".
+        doing: &'static str,
         /// The file.
         path: PathBuf,
         /// The numeric user id that was refused.
         uid: u32,
+        /// Whose the file is, or the directory that keeps this user from it, and its mode.
+        owner: String,
     },
     /// The file is no ring of ours.
     NotARing {
@@ -146,8 +151,10 @@ impl Error {
         match source.kind() {
             io::ErrorKind::NotFound => Error::NotFound { path: path.into() },
             io::ErrorKind::PermissionDenied => Error::NotPermitted {
+                doing,
                 path: path.into(),
                 uid: nix::unistd::geteuid().as_raw(),
+                owner: owner(path),
             },
             _ => Error::System {
                 doing,
@@ -155,6 +162,27 @@ impl Error {
                 source,
             },
         }
+    }
+}
+
+/// Whose `path` is; if this user may not even learn that, then whose the directory is that keeps it secret.
+fn owner(path: &Path) -> String {
+    let mut seen = path
+        .ancestors()
+        .filter_map(|path| Some((path, std::fs::symlink_metadata(path).ok()?)));
+    match seen.next() {
+        Some((seen, info)) => format!(
+            "{} belongs to user {}, group {}, and has mode {:04o}",
+            if seen == path {
+                "it".into()
+            } else {
+                seen.display().to_string()
+            },
+            info.uid(),
+            info.gid(),
+            info.mode() & 0o7777
+        ),
+        None => "the system refused it".into(),
     }
 }
 
@@ -185,11 +213,27 @@ impl fmt::Display for Error {
                 "{} does not exist; check the name and TBUS_SHM_DIR, or create it first",
                 path.display()
             ),
-            Error::NotPermitted { path, uid } => write!(
-                f,
-                "user {uid} may not open {}; run as its owner or as a member of its group, or have the owner change its mode",
-                path.display()
-            ),
+            Error::NotPermitted {
+                doing,
+                path,
+                uid,
+                owner,
+            } => {
+                let mend = match *doing {
+                    "open" => {
+                        "run as its owner or as a member of its group, or have one of these named as Owner or Group of the channel"
+                    }
+                    "change the owner of" => {
+                        "only root gives files to others: run as root, or leave out Owner and Group"
+                    }
+                    _ => "run as the directory's owner, or as root",
+                };
+                write!(
+                    f,
+                    "user {uid} may not {doing} {}: {owner}; {mend}",
+                    path.display()
+                )
+            }
             Error::NotARing { path, found } => write!(
                 f,
                 "{} is no tbus ring: it begins with {:?}, not with \"TBUSRING\"; is it another program's file?",

@@ -163,7 +163,7 @@ impl Manager {
         let info = std::fs::metadata(old.path()).map_err(fail)?;
         let mut spec = RingSpec {
             lock_slot: header.lock_slot,
-            mode: info.mode() & 0o777,
+            mode: Some(info.mode() & 0o777),
             owner: Some(info.uid().to_string()),
             group: Some(info.gid().to_string()),
             ..RingSpec::local(

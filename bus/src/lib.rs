@@ -44,6 +44,8 @@ mod sync;
 mod wait;
 
 #[cfg(not(loom))]
+mod access;
+#[cfg(not(loom))]
 mod bus;
 #[cfg(not(loom))]
 mod directory;

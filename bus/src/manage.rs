@@ -6,14 +6,16 @@
 //! map that never came into force were never used by anybody, and are removed; other rings that the map does not
 //! know are left alone.
 
-use crate::config::{ChannelConfig, ChannelsConfig, Retention};
+use crate::access::Grants;
+use crate::config::{ChannelConfig, ChannelsConfig, Problem, Retention};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::gcim::{ChannelEntry, Gcim, Snapshot};
 use crate::locks::RoleLock;
-use crate::ring_file::{Kind, Ring, RingSpec, Uuid};
+use crate::ring_file::{Kind, Ring, RingSpec, Uuid, group, user};
 use crate::shm::page_size;
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +29,8 @@ pub struct Plan {
     pub keep: Vec<ChannelEntry>,
     /// Of these, the ones whose sizes are other than configured, with the configured ones in pages.
     pub other_sizes: Vec<(ChannelEntry, [u64; 2])>,
+    /// Of the kept ones, those that are otherwise than configured in something else, and in what.
+    pub other_settings: Vec<(ChannelEntry, String)>,
     /// Channels to be made, in the order of the configuration.
     pub create: Vec<ChannelConfig>,
     /// Channels to be deleted, with the unread messages that would be lost.
@@ -123,6 +127,7 @@ impl Manager {
             .iter()
             .map(|(channel, _)| channel.clone())
             .collect();
+        Grants::of(&self.directory, made.rings.iter().copied())?.allow(&self.directory)?;
         if channels != snapshot.channels {
             self.gcim.publish(&channels, &removed, next_slot)?;
         }
@@ -194,23 +199,26 @@ impl Manager {
     /// is there. Returns the map.
     pub(crate) fn finish_removals(&self) -> Result<Snapshot> {
         let mut snapshot = self.gcim.snapshot()?;
-        for uuid in snapshot.removed.iter().flat_map(ChannelEntry::all_rings) {
+        let known: HashSet<Uuid> = all_rings(&snapshot.channels).collect();
+        let mut gone: Vec<Uuid> = all_rings(&snapshot.removed).collect();
+        for uuid in self.directory.rings()? {
+            if !known.contains(&uuid) && self.is_unused(uuid, &snapshot) {
+                gone.push(uuid);
+            }
+        }
+        // Before the rings are removed: they say whose they were.
+        let former = Grants::of(&self.directory, gone.iter().copied())?;
+        if !former.is_empty() {
+            let present = Grants::of(&self.directory, known)?;
+            former.without(&present).revoke(&self.directory)?;
+        }
+        for uuid in gone {
             close_and_remove(&self.directory, uuid)?;
         }
         if !snapshot.removed.is_empty() {
             self.gcim
                 .publish(&snapshot.channels, &[], snapshot.next_slot)?;
             snapshot = self.gcim.snapshot()?;
-        }
-        let known: HashSet<Uuid> = snapshot
-            .channels
-            .iter()
-            .flat_map(ChannelEntry::all_rings)
-            .collect();
-        for uuid in self.directory.rings()? {
-            if !known.contains(&uuid) && self.is_unused(uuid, &snapshot) {
-                close_and_remove(&self.directory, uuid)?;
-            }
         }
         Ok(snapshot)
     }
@@ -240,6 +248,10 @@ fn discard(receiver: &mut crate::Receiver) -> u64 {
         discarded += 1;
     }
     discarded
+}
+
+fn all_rings(channels: &[ChannelEntry]) -> impl Iterator<Item = Uuid> {
+    channels.iter().flat_map(ChannelEntry::all_rings)
 }
 
 fn close_and_remove(directory: &Directory, uuid: Uuid) -> Result<()> {
@@ -301,6 +313,10 @@ pub fn plan(directory: &Directory, snapshot: &Snapshot, config: &ChannelsConfig)
         if sizes != channel.sizes {
             plan.other_sizes.push((channel.clone(), sizes));
         }
+        let others = other_settings(directory, channel, config)?;
+        if !others.is_empty() {
+            plan.other_settings.push((channel.clone(), others));
+        }
         plan.keep.push(channel.clone());
     }
     let is_new = |channel: &&ChannelConfig| {
@@ -309,6 +325,62 @@ pub fn plan(directory: &Directory, snapshot: &Snapshot, config: &ChannelsConfig)
     };
     plan.create = config.channels.iter().filter(is_new).cloned().collect();
     Ok(plan)
+}
+
+/// In what an existing channel is otherwise than configured, sizes apart; empty if in nothing. What the
+/// configuration does not say may be anything.
+fn other_settings(
+    directory: &Directory,
+    channel: &ChannelEntry,
+    config: &ChannelConfig,
+) -> Result<String> {
+    let mut others = Vec::new();
+    let retention = Retention::from_number(channel.retention);
+    if retention != config.retention {
+        let (is, wanted) = (retention.name(), config.retention.name());
+        others.push(format!("retention {is}, the file says {wanted}"));
+    }
+    if config.owner.is_some() || config.group.is_some() || config.mode.is_some() {
+        let path = directory.ring_path(channel.rings[0]);
+        let Ok(ring) = std::fs::symlink_metadata(path) else {
+            return Ok(others.join("; ")); // gone, which is told elsewhere
+        };
+        let mut compare = |what, is: u32, wanted: Option<u32>| {
+            if let Some(wanted) = wanted.filter(|wanted| *wanted != is) {
+                others.push(format!("{what} {is}, the file says {wanted}"));
+            }
+        };
+        compare("owner", ring.uid(), user(config.owner.as_deref())?);
+        compare("group", ring.gid(), group(config.group.as_deref())?);
+        let is = ring.mode() & 0o777;
+        if let Some(wanted) = config.mode.filter(|wanted| *wanted != is) {
+            others.push(format!("mode {is:03o}, the file says {wanted:03o}"));
+        }
+    }
+    Ok(others.join("; "))
+}
+
+/// Owners and groups that this host does not know, which no file alone can tell.
+pub fn unknown_owners(config: &ChannelsConfig) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for channel in &config.channels {
+        let checks = [
+            user(channel.owner.as_deref()),
+            group(channel.group.as_deref()),
+        ];
+        for error in checks.into_iter().filter_map(|check| check.err()) {
+            // The text has its own mend.
+            let text = error.to_string();
+            let (reason, mend) = text.split_once("; ").unwrap_or((&text, "correct it"));
+            problems.push(Problem {
+                row: channel.at.0,
+                column: channel.at.1,
+                reason: reason.into(),
+                mend: mend.into(),
+            });
+        }
+    }
+    problems
 }
 
 /// Ring files made for a map that is not in force yet; removed again if it never is.
@@ -326,7 +398,7 @@ impl Made<'_> {
             let spec = RingSpec {
                 kind: Kind::Local,
                 lock_slot: 2 * slot + index as u32,
-                mode: config.mode.unwrap_or(0o660),
+                mode: config.mode,
                 owner: config.owner.clone(),
                 group: config.group.clone(),
                 ..RingSpec::local(sizes[index], from, to)
@@ -339,7 +411,7 @@ impl Made<'_> {
             created: now(),
             slot,
             priority: config.priority,
-            retention: u32::from(config.retention == Retention::Consumed),
+            retention: config.retention.number(),
             rings,
             sizes,
             previous: [Uuid::NONE; 2],

@@ -10,6 +10,7 @@
 //! and rings the doorbell: the named pipe `doorbell`, which a relay can wait for together with its sockets. Every
 //! sleep is bounded, since who made news may be killed before it rings. Model: `wake.pml` of the design.
 
+use crate::access;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::files::{FreshFile, reserve_space};
@@ -55,7 +56,12 @@ impl News {
             ignore_existing(fresh.publish(&path))?;
         }
         let made = nix::unistd::mkfifo(&doorbell, Mode::from_bits_truncate(0o660));
-        ignore_existing(made.map_err(|e| Error::system("create", &doorbell, e.into())))
+        ignore_existing(made.map_err(|e| Error::system("create", &doorbell, e.into())))?;
+        for file in [path, doorbell] {
+            // Who may not write them is found by the slow look.
+            let _ = access::share_like_locks(directory, &file);
+        }
+        Ok(())
     }
 
     /// Opens both.

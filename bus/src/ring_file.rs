@@ -16,9 +16,9 @@ use crate::source::SourceReader;
 use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed, fence};
 use nix::fcntl::OFlag;
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -145,8 +145,8 @@ pub struct RingSpec {
     pub start: Cursor,
     /// A mirror has its source's nonce; `None`: random.
     pub nonce: Option<u64>,
-    /// Mode of the file, less the umask.
-    pub mode: u32,
+    /// Mode of the file, whatever the umask is. `None`: 0660, less the umask unless an owner or a group is named.
+    pub mode: Option<u32>,
     /// Owner of the file, a user's name or number; `None`: who creates it.
     pub owner: Option<String>,
     /// Group of the file, a group's name or number; `None`: as the system chooses.
@@ -154,7 +154,7 @@ pub struct RingSpec {
 }
 
 impl RingSpec {
-    /// A local ring of `capacity` bytes from one address to another, mode 0660, lock slot 0.
+    /// A local ring of `capacity` bytes from one address to another, mode 0660 less the umask, lock slot 0.
     pub fn local(capacity: u64, from: Address, to: Address) -> RingSpec {
         RingSpec {
             capacity,
@@ -164,7 +164,7 @@ impl RingSpec {
             lock_slot: 0,
             start: Cursor::default(),
             nonce: None,
-            mode: 0o660,
+            mode: None,
             owner: None,
             group: None,
         }
@@ -301,7 +301,7 @@ impl Ring {
             from: spec.from.0,
             to: spec.to.0,
         };
-        let fresh = FreshFile::new(directory.path(), &path, spec.mode)?;
+        let fresh = FreshFile::new(directory.path(), &path, spec.mode.unwrap_or(0o660))?;
         reserve_space(&fresh.file, &path, 0, header.data_offset + header.capacity)?;
         let write = |bytes: &[u8], at| {
             fresh
@@ -316,11 +316,7 @@ impl Ring {
         }
         let peer = beginning.peer.unwrap_or(Uuid::NONE);
         write(&layout::initial_control(&header, cursors, peer.0), 0)?;
-        if spec.owner.is_some() || spec.group.is_some() {
-            let (uid, gid) = (user(spec.owner.as_deref())?, group(spec.group.as_deref())?);
-            std::os::unix::fs::fchown(&fresh.file, uid, gid)
-                .map_err(|e| Error::system("change the owner of", &path, e))?;
-        }
+        set_rights(&fresh.file, &path, spec)?;
         fresh.publish(&path)?;
         Ok(uuid)
     }
@@ -693,8 +689,22 @@ impl Ring {
     }
 }
 
+/// Whoever names an owner, a group or a mode means it: the umask, made for files that nobody thought about, often
+/// forbids a group to write, and a ring that one cannot write one cannot attach to.
+fn set_rights(file: &File, path: &Path, spec: &RingSpec) -> Result<()> {
+    if spec.owner.is_none() && spec.group.is_none() && spec.mode.is_none() {
+        return Ok(());
+    }
+    let (uid, gid) = (user(spec.owner.as_deref())?, group(spec.group.as_deref())?);
+    // The mode first, as long as the file is surely this user's.
+    file.set_permissions(Permissions::from_mode(spec.mode.unwrap_or(0o660)))
+        .map_err(|e| Error::system("change the mode of", path, e))?;
+    std::os::unix::fs::fchown(file, uid, gid)
+        .map_err(|e| Error::system("change the owner of", path, e))
+}
+
 /// The number of a user by name or number.
-fn user(name: Option<&str>) -> Result<Option<u32>> {
+pub(crate) fn user(name: Option<&str>) -> Result<Option<u32>> {
     let by_name = |name: &str| {
         nix::unistd::User::from_name(name)
             .ok()
@@ -705,7 +715,7 @@ fn user(name: Option<&str>) -> Result<Option<u32>> {
 }
 
 /// The number of a group by name or number.
-fn group(name: Option<&str>) -> Result<Option<u32>> {
+pub(crate) fn group(name: Option<&str>) -> Result<Option<u32>> {
     let by_name = |name: &str| {
         nix::unistd::Group::from_name(name)
             .ok()

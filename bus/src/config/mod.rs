@@ -83,6 +83,22 @@ pub enum Retention {
 }
 
 impl Retention {
+    /// As the map has it.
+    pub fn number(self) -> u32 {
+        match self {
+            Retention::Delivered => 0,
+            Retention::Consumed => 1,
+        }
+    }
+
+    /// The reverse; whatever else stands there is the default.
+    pub fn from_number(number: u32) -> Retention {
+        match number {
+            1 => Retention::Consumed,
+            _ => Retention::Delivered,
+        }
+    }
+
     /// "delivered" or "consumed".
     pub fn name(self) -> &'static str {
         match self {
@@ -107,7 +123,7 @@ pub struct ChannelConfig {
     pub description: String,
     /// When the source may forget.
     pub retention: Retention,
-    /// Mode of the ring files; `None`: 0660.
+    /// Mode of the ring files, whatever the umask is; `None`: as [`crate::RingSpec::mode`] says.
     pub mode: Option<u32>,
     /// Owner of the ring files, a user's name or number.
     pub owner: Option<String>,
@@ -313,10 +329,9 @@ impl Reader {
             None => Some(Retention::Delivered),
         };
         if let Some(node) = fields.take("Memory") {
-            // Named files are all that there is so far; the others are refused rather than taken for them.
-            self.choice(node, &[("shm", ())]);
+            self.memory(node);
         }
-        let mode = fields.take("Mode").map(|node| self.number(node, 8, 0o777));
+        let mode = fields.take("Mode").map(|node| self.mode(node));
         let text = |fields: &mut Fields<'_>, name| fields.take(name).map(|node| node.text.clone());
         let (description, owner, group) = (
             text(&mut fields, "Desc"),
@@ -343,7 +358,7 @@ impl Reader {
             recv_size: sizes[1]?,
             description: description.unwrap_or_default(),
             retention: retention?,
-            mode: mode.map_or(Some(None), |mode| mode.map(|m| Some(m as u32)))?,
+            mode: mode.map_or(Some(None), |mode| mode.map(Some))?,
             owner,
             group,
             at: node.at,
@@ -516,6 +531,37 @@ impl Reader {
             );
         }
         number
+    }
+
+    /// Named files are all that there is so far; the others are refused rather than taken for them.
+    fn memory(&mut self, node: &Node) {
+        let (reason, mend) = match node.text.as_str() {
+            "shm" => return,
+            known @ ("hugetlb" | "memfd") => (
+                format!("Memory {known} is not there yet"),
+                "give shm, or leave the element out",
+            ),
+            other => (
+                format!("'{other}' is no value for Memory"),
+                "give shm (hugetlb and memfd are to come)",
+            ),
+        };
+        self.refuse(node.at, reason, mend);
+    }
+
+    /// Who uses a ring writes it, and nobody but owner and group ever may.
+    fn mode(&mut self, node: &Node) -> Option<u32> {
+        let mode = self.number(node, 8, 0o777)? as u32;
+        if mode & 0o600 == 0o600 && mode & !0o660 == 0 {
+            return Some(mode);
+        }
+        let reason = match mode & 0o007 {
+            0 => format!("Mode {mode:03o} is not for reading and writing"),
+            _ => format!("Mode {mode:03o} lets everybody in"),
+        };
+        let mend = "give 660 for owner and group, or 600 for the owner alone; Owner and Group say who they are";
+        self.refuse(node.at, reason, mend);
+        None
     }
 
     fn choice<T: Copy>(&mut self, node: &Node, choices: &[(&str, T)]) -> Option<T> {

@@ -202,6 +202,31 @@ fn refuses_with_row_column_and_reason() {
         ),
         (
             "<Desc>",
+            "<Memory>hugetlb</Memory><Desc>",
+            "Memory hugetlb is not there yet",
+        ),
+        (
+            "<Desc>",
+            "<Memory>memfd</Memory><Desc>",
+            "Memory memfd is not there yet",
+        ),
+        (
+            "<Desc>",
+            "<Mode>666</Mode><Desc>",
+            "Mode 666 lets everybody in",
+        ),
+        (
+            "<Desc>",
+            "<Mode>440</Mode><Desc>",
+            "Mode 440 is not for reading and writing",
+        ),
+        (
+            "<Desc>",
+            "<Mode>0770</Mode><Desc>",
+            "Mode 770 is not for reading and writing",
+        ),
+        (
+            "<Desc>",
             "<Mode>888</Mode><Desc>",
             "'888' is no value for Mode",
         ),
