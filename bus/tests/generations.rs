@@ -317,8 +317,8 @@ fn a_record_that_is_there_in_part_is_published_when_it_is_whole() {
     let (here, there) = (reader.region(), writer.region());
     let first = reader.walk(start, start.position + 150).unwrap();
     for to in start.position..=tail.position {
-        // SAFETY: a byte of each ring.
         if to > start.position {
+            // SAFETY: a byte of each ring.
             unsafe { there.at(to - 1, 1).write(here.at(to - 1, 1).read()) };
         }
         let published = writer.publish_whole(to).unwrap();
