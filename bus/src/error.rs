@@ -245,11 +245,18 @@ impl fmt::Display for Error {
                 "{} has layout version {found}, this library reads version {ours}; use the tbus version that made it, or drain and re-create the ring",
                 path.display()
             ),
-            Error::BadFile { path, why } => write!(
-                f,
-                "{} is not usable: {why}; it was changed or cut short by another program: delete and re-create the ring",
-                path.display()
-            ),
+            Error::BadFile { path, why } => {
+                // A map of routes has nothing that its configuration has not.
+                let mend = match path.ends_with("grm") {
+                    true => "delete it and write it anew with trelaymgr -W",
+                    false => "delete and re-create the ring",
+                };
+                write!(
+                    f,
+                    "{} is not usable: {why}; it was changed or cut short by another program: {mend}",
+                    path.display()
+                )
+            }
             Error::Busy { path, role, pid } => {
                 let holder = match *pid == std::process::id() {
                     true => "this process itself",

@@ -205,6 +205,10 @@ impl Grm {
         self.map.template()
     }
 
+    pub(crate) fn check_template(&self, template: Template) -> Result<()> {
+        self.map.check_template(template)
+    }
+
     /// The key that the map was made for.
     pub fn key(&self) -> u32 {
         self.map.key()
@@ -239,7 +243,8 @@ impl Grm {
     }
 
     /// The route to an address, if there is one: then the address is on another host. Take the version before, to
-    /// notice what changes after.
+    /// notice what changes after. It goes through the whole table, some milliseconds for 65,536 routes: whoever looks up
+    /// many takes a snapshot.
     pub fn route_of(&self, address: Address) -> Result<Option<Route>> {
         self.map.consistent(|area| {
             let mut all = 0..area.count(COUNT, MAX_ROUTES)?;

@@ -73,7 +73,7 @@ impl RouteManager {
     /// leaves alone what is as configured. On an error nothing has changed.
     pub fn apply(&self, config: &RoutesConfig) -> Result<RoutePlan> {
         let snapshot = self.grm.snapshot()?;
-        let plan = plan(&snapshot, config);
+        let plan = compare(&snapshot, config);
         let changed: HashMap<_, _> = plan
             .update
             .iter()
@@ -128,8 +128,13 @@ fn configured(config: &RouteConfig, created: u64) -> Route {
     }
 }
 
-/// Compares a configuration with a map.
-pub fn plan(snapshot: &Snapshot, config: &RoutesConfig) -> RoutePlan {
+/// Compares a configuration with the map; changes nothing.
+pub fn plan(grm: &Grm, config: &RoutesConfig) -> Result<RoutePlan> {
+    grm.check_template(config.template)?;
+    Ok(compare(&grm.snapshot()?, config))
+}
+
+fn compare(snapshot: &Snapshot, config: &RoutesConfig) -> RoutePlan {
     let wanted: HashMap<_, _> = config.routes.iter().map(|r| (r.address, r)).collect();
     let existing: HashSet<_> = snapshot.routes.iter().map(|r| r.address).collect();
     let mut plan = RoutePlan::default();

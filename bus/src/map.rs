@@ -103,19 +103,7 @@ impl Map {
             Err(Error::NotFound { .. }) => Self::create(kind, directory, key, template, created)?,
             other => other?,
         };
-        if map.template != template {
-            let of = kind.of;
-            let why = format!(
-                "the map of {of} {key} has address template {}, the file has {template}; give it that template, or \
-                 delete all {of} and {}",
-                map.template,
-                map.path.display()
-            );
-            return Err(Error::Invalid {
-                what: "address template",
-                why,
-            });
-        }
+        map.check_template(template)?;
         Ok(map)
     }
 
@@ -213,6 +201,25 @@ impl Map {
             template,
             key,
             created,
+        })
+    }
+
+    /// Refuses another address template than the map's: the same numbers would be written otherwise.
+    pub fn check_template(&self, template: Template) -> Result<()> {
+        if self.template == template {
+            return Ok(());
+        }
+        let of = self.kind.of;
+        let why = format!(
+            "the map of {of} {} has address template {}, the file has {template}; give it that template, or delete \
+             all {of} and {}",
+            self.key,
+            self.template,
+            self.path.display()
+        );
+        Err(Error::Invalid {
+            what: "address template",
+            why,
         })
     }
 

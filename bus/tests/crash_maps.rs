@@ -4,21 +4,23 @@
 //!
 //! A failure prints the point; the run is the same every time.
 
-use crate::stepping::{Scratch, only_test, step_through};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use crate::directory::{MapFile, crash_at_every_instruction};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tbus::Bus;
 use tbus::config::{ChannelsConfig, parse_channels};
 use tbus::manage::Manager;
-use tbus::{Bus, Directory};
 
+#[path = "stepping/directory.rs"]
+mod directory;
 mod stepping;
 
-/// The map's file: words of header and version, then two areas of which the first entries are used here.
-const VERSION_END: usize = 0x108;
-const AREAS: [usize; 2] = [4096, 4096 + (8 + 65_536 * 32) * 8];
-const USED: usize = (8 + 4 * 32) * 8;
+const MAP: MapFile = MapFile {
+    name: "gcim",
+    entry: 256,
+    capacity: 65_536,
+    used: 4,
+};
 
 fn config(others: &[u32]) -> ChannelsConfig {
     let channels: String = others
@@ -54,60 +56,6 @@ fn work(path: &Path) {
     manager.apply(&config(STATES[2]), false).expect("state 2");
     manager.delete(2, false).expect("state 3");
     manager.apply(&config(STATES[4]), false).expect("state 4");
-}
-
-/// Everything that a kill would leave, as far as it matters: the names in the directory and the used parts of the map.
-fn image(path: &Path) -> Result<(Vec<String>, Vec<u8>), String> {
-    let text = |error: std::io::Error| error.to_string();
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(text)? {
-        names.push(
-            entry
-                .map_err(text)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned(),
-        );
-    }
-    names.sort();
-    let mut bytes = vec![0; VERSION_END + 2 * USED];
-    if let Ok(map) = File::open(path.join("gcim")) {
-        map.read_exact_at(&mut bytes[..VERSION_END], 0)
-            .map_err(text)?;
-        for (index, area) in AREAS.into_iter().enumerate() {
-            map.read_exact_at(
-                &mut bytes[VERSION_END + index * USED..][..USED],
-                area as u64,
-            )
-            .map_err(text)?;
-        }
-    }
-    Ok((names, bytes))
-}
-
-/// Copies such an image into `to`, which is empty: rings as they are, the map's used parts.
-fn copy(from: &Path, to: &Path, names: &[String], map: &[u8]) -> Result<(), String> {
-    let text = |error: std::io::Error| error.to_string();
-    for name in names {
-        if name != "gcim" {
-            std::fs::copy(from.join(name), to.join(name)).map_err(text)?;
-            continue;
-        }
-        let file = File::create(to.join(name)).map_err(text)?;
-        file.set_len(
-            File::open(from.join(name))
-                .and_then(|f| f.metadata())
-                .map_err(text)?
-                .len(),
-        )
-        .map_err(text)?;
-        file.write_all_at(&map[..VERSION_END], 0).map_err(text)?;
-        for (index, area) in AREAS.into_iter().enumerate() {
-            file.write_all_at(&map[VERSION_END + index * USED..][..USED], area as u64)
-                .map_err(text)?;
-        }
-    }
-    Ok(())
 }
 
 /// What was left must be state `at` or the next one; returns which. Then the next manager makes a state of its own.
@@ -149,37 +97,11 @@ fn recover(copy: &Path, at: usize) -> Result<usize, String> {
 }
 
 fn main() {
-    only_test("crash_at_every_instruction_of_a_manager", || {
-        let (live, copies) = (
-            Scratch::new("crash-maps-live"),
-            Scratch::new("crash-maps-copy"),
-        );
-        Directory::create(&live.0).map_err(|e| e.to_string())?;
-        let begun = Instant::now();
-        let (mut last, mut state, mut images) = (None, 0, 0);
-        let points = step_through(
-            || work(&live.0),
-            || {
-                let now = image(&live.0)?;
-                // An unchanged directory recovers as it did one instruction before.
-                if last.as_ref() == Some(&now) {
-                    return Ok(());
-                }
-                let _ = std::fs::remove_dir_all(&copies.0);
-                std::fs::create_dir(&copies.0).map_err(|e| e.to_string())?;
-                copy(&live.0, &copies.0, &now.0, &now.1)?;
-                state = recover(&copies.0, state)?;
-                images += 1;
-                last = Some(now);
-                Ok(())
-            },
-        )?;
-        if state != STATES.len() - 1 {
-            return Err(format!("the manager ended in state {state}"));
-        }
-        Ok(format!(
-            "{points} points, {images} different directories recovered, {:.0} s",
-            begun.elapsed().as_secs_f64()
-        ))
-    });
+    crash_at_every_instruction(
+        "crash_at_every_instruction_of_a_manager",
+        &MAP,
+        STATES.len() - 1,
+        work,
+        recover,
+    );
 }

@@ -1,32 +1,14 @@
 //! The map of channels and who uses it: applied whole or not at all, seen live, consistent while it is written.
 
+use scratch::Scratch;
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tbus::config::{ChannelsConfig, parse_channels};
 use tbus::manage::Manager;
 use tbus::{Address, Bus, Directory, Error, TryRecvError, TrySendError};
 
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let shm = Path::new("/dev/shm");
-        let base = if shm.is_dir() {
-            shm.to_path_buf()
-        } else {
-            std::env::temp_dir()
-        };
-        Scratch(base.join(format!("tbus-maps-{name}-{}", std::process::id())))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+mod scratch;
 
 /// A configuration of channels between pairs of addresses.
 fn config(pairs: &[(u32, u32)], size: u64) -> ChannelsConfig {
@@ -61,7 +43,7 @@ fn pairs(bus: &Bus) -> Vec<(u32, u32)> {
 
 #[test]
 fn a_write_creates_keeps_and_deletes() {
-    let scratch = Scratch::new("write");
+    let scratch = Scratch::new("maps-write");
     let manager = manager(&scratch);
     let plan = manager
         .apply(&config(&[(1, 2), (1, 3)], 5000), false)
@@ -131,7 +113,7 @@ fn a_write_creates_keeps_and_deletes() {
 
 #[test]
 fn unread_messages_are_not_deleted_without_force() {
-    let scratch = Scratch::new("unread");
+    let scratch = Scratch::new("maps-unread");
     let manager = manager(&scratch);
     manager
         .apply(&config(&[(1, 2), (1, 3)], 4096), false)
@@ -175,7 +157,7 @@ fn unread_messages_are_not_deleted_without_force() {
 
 #[test]
 fn attached_endpoints_see_channels_come_and_go() {
-    let scratch = Scratch::new("live");
+    let scratch = Scratch::new("maps-live");
     let manager = manager(&scratch);
     manager.apply(&config(&[(1, 2)], 4096), false).unwrap();
     let bus = Bus::attach_at(&scratch.0).unwrap();
@@ -226,7 +208,7 @@ fn attached_endpoints_see_channels_come_and_go() {
 /// Readers always see a table that was written as a whole: here, all channels of one generation.
 #[test]
 fn readers_are_consistent_while_the_map_is_written() {
-    let scratch = Scratch::new("readers");
+    let scratch = Scratch::new("maps-readers");
     let manager = manager(&scratch);
     let generation =
         |n: u32| -> Vec<(u32, u32)> { (0..30).map(|i| (256 * (1 + n % 200) + i, 1)).collect() };
@@ -264,7 +246,7 @@ fn readers_are_consistent_while_the_map_is_written() {
 
 #[test]
 fn two_managers_take_turns() {
-    let scratch = Scratch::new("turns");
+    let scratch = Scratch::new("maps-turns");
     let first = manager(&scratch);
     let directory = Directory::open(&scratch.0).unwrap();
     assert!(matches!(
@@ -307,7 +289,7 @@ fn states() -> [ChannelsConfig; 2] {
 /// A manager killed at any moment leaves one map or the other, whole and usable, and the next one clears up.
 #[test]
 fn a_killed_manager_leaves_a_whole_map() {
-    let scratch = Scratch::new("kill");
+    let scratch = Scratch::new("maps-kill");
     manager(&scratch).apply(&states()[0], false).unwrap();
     let bus = Bus::attach_at(&scratch.0).unwrap();
     let first = bus.gcim().snapshot().unwrap().channels[0].clone();
@@ -360,7 +342,7 @@ fn a_killed_manager_leaves_a_whole_map() {
 
 #[test]
 fn damaged_maps_are_refused() {
-    let scratch = Scratch::new("damaged");
+    let scratch = Scratch::new("maps-damaged");
     manager(&scratch).apply(&states()[0], false).unwrap();
     let path = scratch.0.join("gcim");
     let good = std::fs::read(&path).unwrap();
@@ -400,7 +382,7 @@ fn damaged_maps_are_refused() {
 /// 10,000 channels: written in under 2 s, read in under 0.2 s, attached to in under 1 ms.
 #[test]
 fn ten_thousand_channels() {
-    let scratch = Scratch::new("many");
+    let scratch = Scratch::new("maps-many");
     let manager = manager(&scratch);
     let all: Vec<_> = (0..10_000).map(|n| (n / 100 + 1, 0x1_0000 + n)).collect();
     let text: Vec<(u32, u32)> = all.iter().map(|(a, b)| (*a, b & 0xffff | 0x4000)).collect();

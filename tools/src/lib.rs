@@ -4,3 +4,4 @@ pub mod columns;
 pub mod command;
 pub mod manager;
 pub mod perf;
+pub mod routes;
