@@ -3,7 +3,10 @@
 //! Reading checks everything that the file alone can say. Every refusal has row, column, reason and mend; all of
 //! them are told at once, and nothing of a refused file is used.
 
+mod relay;
 mod source;
+
+pub use relay::*;
 
 use crate::address::{Address, Template};
 use crate::layout::{MAX_CAPACITY, MIN_CAPACITY};
@@ -703,7 +706,7 @@ impl<'a> Fields<'a> {
         }
         // TOML has the same names in snake_case.
         let is = |name: &str, child: &str| match is_toml {
-            true => child.replace('_', "") == name.to_lowercase(),
+            true => child.replace('_', "") == name.to_lowercase().replace('_', ""),
             false => child == name,
         };
         let mut fields = Fields {
