@@ -83,8 +83,8 @@ impl Place {
 }
 
 impl Bus {
-    /// Opens a ring of a channel.
-    pub(crate) fn open_ring(&self, channel: &ChannelEntry, uuid: Uuid) -> Result<Ring> {
+    /// Opens a ring of a channel, for whoever manages or relays.
+    pub fn open_ring(&self, channel: &ChannelEntry, uuid: Uuid) -> Result<Ring> {
         let ring = Ring::open(&self.inner.directory, uuid)?;
         let header = ring.header();
         let direction = usize::from(header.from != channel.addresses[0].0);

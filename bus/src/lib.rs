@@ -86,6 +86,17 @@ mod source;
 #[cfg(not(loom))]
 mod sys;
 
+/// Random bits from the kernel, which nobody can guess.
+///
+/// # Panics
+/// If the kernel has none, which Linux does not do after it has booted.
+#[cfg(not(loom))]
+pub fn random() -> u64 {
+    let mut bytes = [0; 8];
+    sys::random(&mut bytes).expect("the kernel gives random bits");
+    u64::from_le_bytes(bytes)
+}
+
 pub use address::{Address, AddressError, ShownAddress, Template};
 pub use layout::Cursor;
 pub use ring::Damage;

@@ -1,5 +1,21 @@
 //! Everything between two hosts: the relay protocol as a state machine without I/O, the driver that runs it, and
-//! the links over which it mirrors rings (tcp, verbs, ucx, and a simulated one).
+//! the links over which it mirrors rings.
 //!
-//! This package fixes where that code lives and on what it depends; the code itself has not landed yet. What the
-//! relay needs of a ring is in `tbus`: [`tbus::MirrorWriter`] writes a mirror ring by position and publishes it.
+//! Source ring and mirror ring have equal capacity and the same positions, so to append is to make a range equal over
+//! there, to resume is to compare integers, and to send again changes nothing.
+//!
+//! | question | module |
+//! |---|---|
+//! | What do relays say to each other, byte by byte? | [`wire`] |
+//! | What was agreed with a peer, what may be sent, when is it given up? | [`session`] |
+//! | How does a source ring meet a mirror? | [`pairing`] |
+//! | How do bytes get from ring to ring? | [`link`] |
+//! | Who polls, who sleeps, who makes next generations? | [`relay`] |
+
+pub mod link;
+pub mod network;
+pub mod pairing;
+pub mod relay;
+pub mod session;
+pub mod tcp_network;
+pub mod wire;

@@ -1,0 +1,169 @@
+//! Non-blocking TCP sockets that read and write ring memory: the only raw addresses of the TCP link.
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+};
+use std::io;
+use std::marker::PhantomData;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use tbus::Region;
+
+/// Ranges of rings and of borrowed buffers, for one system call.
+#[derive(Debug, Default)]
+struct Parts(Vec<libc::iovec>);
+
+impl Parts {
+    fn push(&mut self, base: *mut u8, length: usize) {
+        if length > 0 {
+            self.0.push(libc::iovec {
+                iov_base: base.cast(),
+                iov_len: length,
+            });
+        }
+    }
+
+    fn ring(&mut self, region: &Region, position: u64, length: usize) {
+        let at = region.at(position, length);
+        // What the whole design is about: no staging copy, so every such address lies in a ring.
+        debug_assert!(region.contains(at, length));
+        self.push(at, length);
+    }
+
+    fn header(&self) -> libc::msghdr {
+        // SAFETY: all zeros is a valid msghdr: no name, no control data.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = self.0.as_ptr().cast_mut();
+        header.msg_iovlen = self.0.len() as _;
+        header
+    }
+}
+
+/// What one write gathers.
+#[derive(Debug, Default)]
+pub struct Gather<'a>(Parts, PhantomData<&'a [u8]>);
+
+impl<'a> Gather<'a> {
+    /// Adds bytes of a buffer.
+    pub fn bytes(&mut self, bytes: &'a [u8]) {
+        self.0.push(bytes.as_ptr().cast_mut(), bytes.len());
+    }
+
+    /// Adds `length` bytes of a ring at `position`.
+    pub fn ring(&mut self, region: &'a Region, position: u64, length: usize) {
+        self.0.ring(region, position, length);
+    }
+}
+
+/// Where one read puts what has come.
+#[derive(Debug, Default)]
+pub struct Scatter<'a>(Parts, PhantomData<&'a mut [u8]>);
+
+impl<'a> Scatter<'a> {
+    /// Adds a buffer.
+    pub fn bytes(&mut self, bytes: &'a mut [u8]) {
+        self.0.push(bytes.as_mut_ptr(), bytes.len());
+    }
+
+    /// Adds `length` bytes of a ring at `position`, which belong to the link until they are published.
+    pub fn ring(&mut self, region: &'a Region, position: u64, length: usize) {
+        self.0.ring(region, position, length);
+    }
+}
+
+/// A connected, connecting or broken socket.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+}
+
+fn check(result: isize) -> io::Result<usize> {
+    match result {
+        n if n >= 0 => Ok(n as usize),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl Socket {
+    /// Begins to connect.
+    pub fn connect(address: SocketAddr) -> io::Result<Socket> {
+        let family = if address.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(family, SockType::Stream, flags, None)?;
+        setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+        match connect(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
+            Ok(()) | Err(nix::Error::EINPROGRESS) => Ok(Socket { stream: fd.into() }),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Takes the next connection off a listener that does not block.
+    pub fn accept(listener: &TcpListener) -> io::Result<(Socket, SocketAddr)> {
+        let (stream, address) = listener.accept()?;
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        Ok((Socket { stream }, address))
+    }
+
+    /// The other end.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
+    /// This end.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Sends some of `bytes`.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut gather = Gather::default();
+        gather.bytes(bytes);
+        self.send_gather(&gather)
+    }
+
+    /// Receives some bytes; the end of the stream is an error.
+    pub fn receive(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut scatter = Scatter::default();
+        scatter.bytes(bytes);
+        self.receive_scatter(&scatter)
+    }
+
+    /// Writes some of what `gather` names. No signal if the other end is gone.
+    pub fn send_gather(&mut self, gather: &Gather<'_>) -> io::Result<usize> {
+        let header = gather.0.header();
+        // SAFETY: every range is valid for reading while `gather` lives: borrowed buffers, and ring memory kept by
+        // the regions that it borrows. Others may write the ring meanwhile; the kernel copies bytes and believes none.
+        check(unsafe {
+            libc::sendmsg(
+                self.stream.as_raw_fd(),
+                &raw const header,
+                libc::MSG_NOSIGNAL,
+            )
+        })
+    }
+
+    /// Reads some bytes to where `scatter` says; the end of the stream is an error.
+    pub fn receive_scatter(&mut self, scatter: &Scatter<'_>) -> io::Result<usize> {
+        let mut header = scatter.0.header();
+        // SAFETY: every range is valid for writing while `scatter` lives, exclusively so for the borrowed buffers; the
+        // ring memory is raw, and its owner gave this part of it to the link.
+        match check(unsafe { libc::recvmsg(self.stream.as_raw_fd(), &raw mut header, 0) })? {
+            0 => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the peer closed the connection",
+            )),
+            n => Ok(n),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

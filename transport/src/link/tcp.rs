@@ -1,0 +1,411 @@
+//! TCP: the kernel copies from ring to socket and from socket to ring; nothing is staged in between.
+//!
+//! What is accepted for sending is a list of chunks, each a header and a range of a ring, and goes out as one gathering
+//! write as often as the socket takes it: many messages a system call when there are many, and no delay for a single one.
+//! A read puts the rest of the present chunk where it belongs in the mirror and the next header into a buffer.
+
+use super::{Event, Link, Quiesced};
+use crate::link::socket::{Gather, Scatter, Socket};
+use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, Token};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use tbus::Region;
+
+/// More than this many bytes are not accepted for sending: what waits in the ring instead goes out in larger chunks.
+const QUEUE: usize = 1 << 20;
+/// The most chunks in one write.
+const CHUNKS_PER_WRITE: usize = 64;
+
+/// A chunk that is to go out.
+#[derive(Debug)]
+struct Queued {
+    header: [u8; CHUNK_HEADER],
+    chunk: Chunk,
+}
+
+impl Queued {
+    fn new(chunk: Chunk) -> Queued {
+        Queued {
+            header: chunk.encode(),
+            chunk,
+        }
+    }
+
+    fn length(&self) -> usize {
+        CHUNK_HEADER + self.chunk.data.map_or(0, |data| data.length as usize)
+    }
+}
+
+#[derive(Debug)]
+struct Source {
+    region: Region,
+    epoch: u64,
+}
+
+#[derive(Debug)]
+struct Mirror {
+    region: Region,
+    epoch: u64,
+    /// Where the next byte belongs.
+    next: u64,
+    /// Bytes may land below.
+    room: u64,
+    /// What comes is dropped.
+    dropped: bool,
+}
+
+/// The chunk that is being read.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    slot: u32,
+    left: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct TcpLink {
+    socket: Socket,
+    /// The ATTACH of who connected, as far as it is not sent.
+    greeting: Vec<u8>,
+    sources: HashMap<u32, Source>,
+    mirrors: HashMap<u32, Mirror>,
+    queue: VecDeque<Queued>,
+    queued: usize,
+    /// Bytes of the first chunk in the queue that are sent.
+    begun: usize,
+    done: Vec<(u32, u64)>,
+    header: [u8; CHUNK_HEADER],
+    header_length: usize,
+    current: Option<Current>,
+    /// Where bytes go that nobody wants.
+    scrap: Vec<u8>,
+    down: Option<String>,
+    told: bool,
+}
+
+impl TcpLink {
+    /// A link over a connection that was greeted.
+    pub(crate) fn accepted(socket: Socket) -> TcpLink {
+        TcpLink {
+            socket,
+            greeting: Vec::new(),
+            sources: HashMap::new(),
+            mirrors: HashMap::new(),
+            queue: VecDeque::new(),
+            queued: 0,
+            begun: 0,
+            done: Vec::new(),
+            header: [0; CHUNK_HEADER],
+            header_length: 0,
+            current: None,
+            scrap: Vec::new(),
+            down: None,
+            told: false,
+        }
+    }
+
+    /// A link over a connection that is being made; shows `token` first.
+    pub(crate) fn connecting(socket: Socket, token: Token) -> TcpLink {
+        let mut link = Self::accepted(socket);
+        Frame::Attach(token).encode(&mut link.greeting);
+        link
+    }
+
+    /// The socket, for waiting.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    fn fail(&mut self, why: impl Into<String>) {
+        self.down.get_or_insert_with(|| why.into());
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        let queued = Queued::new(chunk);
+        self.queued += queued.length();
+        self.queue.push_back(queued);
+    }
+
+    /// The last chunk in the queue, if none of it is sent yet.
+    fn open_chunk(&mut self) -> Option<&mut Queued> {
+        if self.queue.len() == 1 && self.begun > 0 {
+            return None;
+        }
+        self.queue.back_mut()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        while !self.greeting.is_empty() {
+            let n = self.socket.send(&self.greeting)?;
+            self.greeting.drain(..n);
+        }
+        while !self.queue.is_empty() {
+            let mut gather = Gather::default();
+            let mut wanted = 0;
+            let mut skip = self.begun;
+            for queued in self.queue.iter().take(CHUNKS_PER_WRITE) {
+                let header = &queued.header[skip.min(CHUNK_HEADER)..];
+                gather.bytes(header);
+                wanted += header.len();
+                skip = skip.saturating_sub(CHUNK_HEADER);
+                if let Some(data) = queued.chunk.data {
+                    let (at, left) = (data.position + skip as u64, data.length as usize - skip);
+                    gather.ring(&self.sources[&data.slot].region, at, left);
+                    wanted += left;
+                }
+                skip = 0;
+            }
+            let sent = self.socket.send_gather(&gather)?;
+            self.account(sent);
+            if sent < wanted {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `sent` bytes off the queue.
+    fn account(&mut self, sent: usize) {
+        self.queued -= sent;
+        self.begun += sent;
+        while let Some(first) = self.queue.front()
+            && self.begun >= first.length()
+        {
+            self.begun -= first.length();
+            if let Some(data) = first.chunk.data {
+                let end = data.position + u64::from(data.length);
+                match self.done.last_mut() {
+                    Some((slot, to)) if *slot == data.slot => *to = end,
+                    _ => self.done.push((data.slot, end)),
+                }
+            }
+            self.queue.pop_front();
+        }
+    }
+
+    /// Reads once. True if the socket may have more.
+    fn read(&mut self, events: &mut Vec<Event>, taken: &mut usize) -> io::Result<bool> {
+        let mut scatter = Scatter::default();
+        let mut wanted = 0;
+        if let Some(current) = self.current {
+            match self.mirrors.get(&current.slot) {
+                Some(mirror) if !mirror.dropped => {
+                    scatter.ring(&mirror.region, mirror.next, current.left);
+                }
+                _ => {
+                    self.scrap.resize(MAX_CHUNK, 0);
+                    scatter.bytes(&mut self.scrap[..current.left]);
+                }
+            }
+            wanted += current.left;
+        }
+        let room = CHUNK_HEADER - self.header_length;
+        scatter.bytes(&mut self.header[self.header_length..]);
+        let got = self.socket.receive_scatter(&scatter)?;
+        *taken += got;
+        let mut left = got;
+        if let Some(current) = &mut self.current {
+            let landed = left.min(current.left);
+            left -= landed;
+            current.left -= landed;
+            let (slot, done) = (current.slot, current.left == 0);
+            if done {
+                self.current = None;
+            }
+            if landed > 0
+                && let Some(mirror) = self.mirrors.get_mut(&slot).filter(|m| !m.dropped)
+            {
+                mirror.next += landed as u64;
+                let to = mirror.next;
+                match events.last_mut() {
+                    Some(Event::Arrived {
+                        slot: last,
+                        to: up_to,
+                    }) if *last == slot => *up_to = to,
+                    _ => events.push(Event::Arrived { slot, to }),
+                }
+            }
+        }
+        self.header_length += left;
+        if self.header_length == CHUNK_HEADER {
+            self.header_length = 0;
+            let header = self.header;
+            self.chunk(&header, events)?;
+            return Ok(true);
+        }
+        Ok(got == wanted + room)
+    }
+
+    /// A header is complete.
+    fn chunk(&mut self, header: &[u8; CHUNK_HEADER], events: &mut Vec<Event>) -> io::Result<()> {
+        let bad = |text: String| Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        let chunk =
+            Chunk::decode(header).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        if let Some(control) = chunk.control {
+            events.push(Event::Remote(control));
+        }
+        let Some(data) = chunk.data else {
+            return Ok(());
+        };
+        let Data {
+            slot,
+            epoch,
+            position,
+            length,
+        } = data;
+        let Some(mirror) = self.mirrors.get(&slot) else {
+            return bad(format!("bytes for slot {slot}, which is not open"));
+        };
+        if mirror.epoch != epoch {
+            return bad(format!("bytes for slot {slot} in another epoch"));
+        }
+        let end = position + u64::from(length);
+        if !mirror.dropped && (position != mirror.next || end > mirror.room) {
+            return bad(format!(
+                "bytes [{position}, {end}) for slot {slot}, where [{}, {}) is free",
+                mirror.next, mirror.room
+            ));
+        }
+        self.current = Some(Current {
+            slot,
+            left: length as usize,
+        });
+        Ok(())
+    }
+}
+
+impl Link for TcpLink {
+    fn attach_source(&mut self, slot: u32, region: Region, epoch: u64) {
+        self.sources.insert(slot, Source { region, epoch });
+    }
+
+    fn attach_mirror(&mut self, slot: u32, region: Region, epoch: u64, tail: u64, room: u64) {
+        let mirror = Mirror {
+            region,
+            epoch,
+            next: tail,
+            room,
+            dropped: false,
+        };
+        self.mirrors.insert(slot, mirror);
+    }
+
+    fn set_room(&mut self, slot: u32, room: u64) {
+        if let Some(mirror) = self.mirrors.get_mut(&slot) {
+            mirror.room = mirror.room.max(room);
+        }
+    }
+
+    fn detach_source(&mut self, _slot: u32) {
+        // The region stays mapped as long as chunks of it may be in the queue; slots are never used twice.
+    }
+
+    fn detach_mirror(&mut self, slot: u32) {
+        if let Some(mirror) = self.mirrors.get_mut(&slot) {
+            mirror.dropped = true;
+        }
+    }
+
+    fn append(&mut self, slot: u32, from: u64, to: u64) -> bool {
+        if self.queued >= QUEUE || self.down.is_some() {
+            return false;
+        }
+        let Some(source) = self.sources.get(&slot) else {
+            return false;
+        };
+        let epoch = source.epoch;
+        let mut at = from;
+        if let Some(Queued {
+            chunk: Chunk {
+                data: Some(data),
+                control,
+            },
+            header,
+        }) = self.open_chunk()
+            && data.slot == slot
+            && data.position + u64::from(data.length) == from
+        {
+            let more = (to - from).min((MAX_CHUNK - data.length as usize) as u64);
+            data.length += more as u32;
+            *header = Chunk {
+                data: Some(*data),
+                control: *control,
+            }
+            .encode();
+            self.queued += more as usize;
+            at += more;
+        }
+        while at < to {
+            let length = (to - at).min(MAX_CHUNK as u64) as u32;
+            self.push(Chunk {
+                data: Some(Data {
+                    slot,
+                    epoch,
+                    position: at,
+                    length,
+                }),
+                control: None,
+            });
+            at += u64::from(length);
+        }
+        true
+    }
+
+    fn control(&mut self, control: Control) {
+        // It rides on data that goes out anyway, if there is some without a rider.
+        if let Some(Queued { chunk, header }) = self.open_chunk()
+            && chunk.control.is_none()
+        {
+            chunk.control = Some(control);
+            *header = chunk.encode();
+            return;
+        }
+        self.push(Chunk {
+            data: None,
+            control: Some(control),
+        });
+    }
+
+    fn kick(&mut self) {
+        if self.down.is_some() || (self.queue.is_empty() && self.greeting.is_empty()) {
+            return;
+        }
+        match self.write() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => self.fail(format!("sending failed: {e}")),
+            Ok(()) => {}
+        }
+    }
+
+    fn poll(&mut self, budget: usize, events: &mut Vec<Event>) -> bool {
+        let mut taken = 0;
+        while self.down.is_none() && taken < budget {
+            match self.read(events, &mut taken) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => self.fail(e.to_string()),
+            }
+        }
+        for (slot, to) in self.done.drain(..) {
+            events.push(Event::SourceDone { slot, to });
+        }
+        if let Some(why) = &self.down
+            && !self.told
+        {
+            self.told = true;
+            events.push(Event::Down(why.clone()));
+        }
+        taken > 0
+    }
+
+    fn is_busy(&self) -> bool {
+        self.down.is_none() && !(self.queue.is_empty() && self.greeting.is_empty())
+    }
+
+    fn quiesce(self) -> Quiesced {
+        // Bytes land in a mirror only while this object reads them there.
+        drop(self);
+        Quiesced::ended()
+    }
+}

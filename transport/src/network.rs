@@ -1,0 +1,53 @@
+//! What a relay needs of the world besides rings: connections. [`crate::link::tcp::TcpNetwork`] is the real one; the
+//! simulator has its own.
+
+use crate::link::Link;
+use crate::wire::Token;
+use tbus::grm::RelayEndpoint;
+
+/// A reliable stream of bytes to another relay. Never blocks.
+pub trait Control {
+    /// Sends `bytes`, keeping what the transport does not take at once.
+    fn send(&mut self, bytes: &[u8]);
+
+    /// Goes on sending, and appends what has come to `received`. True if anything came. An error is the end.
+    fn poll(&mut self, received: &mut Vec<u8>) -> Result<bool, String>;
+
+    /// Bytes that are kept for sending.
+    fn unsent(&self) -> usize;
+
+    /// Who is at the other end, for logs.
+    fn name(&self) -> String;
+}
+
+/// Makes connections. Never blocks.
+pub trait Network {
+    /// Control connections.
+    type Control: Control;
+    /// Links.
+    type Link: Link;
+
+    /// Random bits that nobody can guess.
+    fn random(&mut self) -> u64;
+
+    /// True if `endpoint` is where this relay itself listens.
+    fn is_local(&self, endpoint: &RelayEndpoint) -> bool;
+
+    /// Begins to connect to another relay. A failure shows at the first poll.
+    fn dial(&mut self, endpoint: &RelayEndpoint) -> Self::Control;
+
+    /// A connection that another relay made.
+    fn accept(&mut self) -> Option<Self::Control>;
+
+    /// Begins to make a link to the relay at the other end of `control`.
+    fn connect_link(
+        &mut self,
+        control: &Self::Control,
+        transport: u8,
+        port: u16,
+        token: Token,
+    ) -> Result<Self::Link, String>;
+
+    /// A link that another relay made, and the token that it showed.
+    fn accept_link(&mut self) -> Option<(Token, Self::Link)>;
+}

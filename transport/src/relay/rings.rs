@@ -1,0 +1,159 @@
+//! The rings that a relay serves: their handles, who their peer is, and how to find them.
+
+use crate::session::Nanos;
+use crate::wire::Open;
+use std::collections::HashMap;
+use tbus::{Address, MirrorWriter, NewsReader, Ring, SourceReader, Uuid};
+
+/// A source ring that is mirrored to a peer.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    pub ends: [Address; 2],
+    /// Both, for people.
+    pub name: String,
+    pub ring: Uuid,
+    pub peer: usize,
+    /// In the peer's session.
+    pub slot: u32,
+    pub reader: SourceReader,
+    /// Keep records until they are known to be released.
+    pub until_consumed: bool,
+    /// The link reads nothing below this any more.
+    pub done: u64,
+    /// The peer needs nothing below this any more.
+    pub settled: u64,
+    /// It is in the peer's list of those that the link did not take.
+    pub waiting: bool,
+    pub trouble: Option<String>,
+    pub messages: u64,
+    pub bytes: u64,
+}
+
+/// A ring that a peer mirrors to this host.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    pub ends: [Address; 2],
+    /// Both, for people.
+    pub name: String,
+    pub ring: Uuid,
+    pub peer: usize,
+    pub capacity: u64,
+    /// None while the ring is not a mirror yet.
+    pub writer: Option<MirrorWriter>,
+    /// The peer's number for it, while it is open.
+    pub slot: Option<u32>,
+    /// What waits for the next generation.
+    pub wanted: Option<Open>,
+    pub trouble: Option<String>,
+    pub messages: u64,
+    pub bytes: u64,
+}
+
+/// Where a ring is in [`Rings`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum At {
+    Out(usize),
+    In(usize),
+}
+
+/// All of them. An index is never used for another ring: sessions remember it.
+#[derive(Debug, Default)]
+pub(super) struct Rings {
+    pub out: Vec<Option<Outbound>>,
+    pub inn: Vec<Option<Inbound>>,
+    by_ends: HashMap<[Address; 2], At>,
+    by_news: HashMap<u32, Vec<At>>,
+    pub swept: usize,
+    pub sweep_due: Nanos,
+}
+
+fn news_of(ring: &Ring) -> u32 {
+    ring.header().lock_slot % NewsReader::SLOTS
+}
+
+impl Rings {
+    pub fn find(&self, ends: [Address; 2]) -> Option<At> {
+        self.by_ends.get(&ends).copied()
+    }
+
+    /// Who has news at a lock slot, modulo their number.
+    pub fn with_news(&self, slot: u32) -> &[At] {
+        self.by_news.get(&slot).map_or(&[], |all| all)
+    }
+
+    pub fn add_out(&mut self, ring: Outbound) -> usize {
+        let index = self.out.len();
+        let at = At::Out(index);
+        self.by_ends.insert(ring.ends, at);
+        self.by_news
+            .entry(news_of(ring.reader.ring()))
+            .or_default()
+            .push(at);
+        self.out.push(Some(ring));
+        index
+    }
+
+    pub fn add_in(&mut self, ring: Inbound) -> usize {
+        let index = self.inn.len();
+        let at = At::In(index);
+        self.by_ends.insert(ring.ends, at);
+        self.inn.push(Some(ring));
+        index
+    }
+
+    /// A mirror is there for an inbound ring.
+    pub fn set_writer(&mut self, index: usize, writer: MirrorWriter) {
+        let news = news_of(writer.ring());
+        let at = At::In(index);
+        let all = self.by_news.entry(news).or_default();
+        if !all.contains(&at) {
+            all.push(at);
+        }
+        if let Some(ring) = &mut self.inn[index] {
+            ring.ring = writer.ring().uuid();
+            ring.writer = Some(writer);
+        }
+    }
+
+    /// Lets a ring go, and with it its role.
+    pub fn remove(&mut self, at: At) {
+        let (ends, news) = match at {
+            At::Out(index) => {
+                let Some(ring) = self.out[index].take() else {
+                    return;
+                };
+                (ring.ends, Some(news_of(ring.reader.ring())))
+            }
+            At::In(index) => {
+                let Some(ring) = self.inn[index].take() else {
+                    return;
+                };
+                (
+                    ring.ends,
+                    ring.writer.as_ref().map(|writer| news_of(writer.ring())),
+                )
+            }
+        };
+        if let Some(all) = news.and_then(|news| self.by_news.get_mut(&news)) {
+            all.retain(|other| *other != at);
+        }
+        if self.by_ends.get(&ends) == Some(&at) {
+            self.by_ends.remove(&ends);
+        }
+    }
+
+    /// The next tenth of all rings to look at without news.
+    pub fn next_to_sweep(&mut self) -> Vec<At> {
+        let all = self.out.len() + self.inn.len();
+        let count = all.div_ceil(10);
+        let mut found = Vec::with_capacity(count);
+        for _ in 0..count {
+            self.swept = (self.swept + 1) % all;
+            match self.swept.checked_sub(self.out.len()) {
+                None => found.push(At::Out(self.swept)),
+                Some(index) => found.push(At::In(index)),
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,127 @@
+//! A relay over TCP in a loop: it polls as long as there is something to do, and sleeps when there is not.
+
+use super::Relay;
+use super::peer::Stream;
+use crate::link::Link;
+use crate::network::Control;
+use crate::session::Nanos;
+use crate::tcp_network::{TcpControl, TcpNetwork};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a relay polls after the last thing that happened, unless told otherwise.
+pub const DEFAULT_SPIN: Duration = Duration::from_micros(50);
+
+/// Time since it was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock(Instant::now())
+    }
+}
+
+impl Clock {
+    /// The time now.
+    #[inline]
+    pub fn now(&self) -> Nanos {
+        self.0.elapsed().as_nanos() as Nanos
+    }
+}
+
+impl Relay<TcpNetwork> {
+    /// Runs until `stop` is true, which is noticed within 100 ms. `spin`: how long to poll after the last thing that
+    /// happened before sleeping.
+    pub fn run(&mut self, clock: Clock, spin: Duration, stop: &AtomicBool) {
+        let spin = spin.as_nanos() as Nanos;
+        let mut last = clock.now();
+        while !stop.load(Ordering::Relaxed) {
+            let now = clock.now();
+            if self.step(now) {
+                last = now;
+            } else if now - last > spin {
+                self.sleep(now);
+            }
+        }
+    }
+
+    /// Waits until something may have happened, at most 100 ms.
+    pub fn sleep(&mut self, now: Nanos) {
+        for peer in &mut self.peers {
+            if let Some(link) = &mut peer.link {
+                while let Some(control) = peer.session.next_ack(now, true) {
+                    link.control(control);
+                }
+                link.kick();
+            }
+        }
+        if !self.news.announce_sleep() {
+            return;
+        }
+        let (mut readable, mut writable) = (vec![self.news.doorbell()], Vec::new());
+        let mut until = now + tbus::LONGEST_SLEEP.as_nanos() as Nanos;
+        for peer in &self.peers {
+            if let Some(link) = &peer.link {
+                add(
+                    &mut readable,
+                    &mut writable,
+                    link.socket().as_fd(),
+                    link.is_busy(),
+                );
+                // A ring that the link does not take waits for nothing else.
+                if !peer.waiting.is_empty() && !link.is_busy() {
+                    until = now;
+                }
+            }
+            if let Some(stream) = &peer.control {
+                add_stream(&mut readable, &mut writable, stream);
+                until = until.min(peer.session.due());
+            } else if !peer.dialling && !peer.unused {
+                until = until.min(peer.dial_due);
+            }
+        }
+        for greeting in &self.greetings {
+            add_stream(&mut readable, &mut writable, &greeting.stream);
+            until = until.min(now + 5_000_000);
+        }
+        if !self.maps.is_settled() {
+            until = until.min(now + 5_000_000);
+        }
+        let timeout = Duration::from_nanos(until.saturating_sub(now));
+        // A failure to wait is a short sleep.
+        if self.network.sleep(&readable, &writable, timeout).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.news.awake();
+        self.slow_due = 0;
+    }
+}
+
+fn add<'a>(
+    readable: &mut Vec<BorrowedFd<'a>>,
+    writable: &mut Vec<BorrowedFd<'a>>,
+    fd: BorrowedFd<'a>,
+    has_unsent: bool,
+) {
+    readable.push(fd);
+    if has_unsent {
+        writable.push(fd);
+    }
+}
+
+fn add_stream<'a>(
+    readable: &mut Vec<BorrowedFd<'a>>,
+    writable: &mut Vec<BorrowedFd<'a>>,
+    stream: &'a Stream<TcpControl>,
+) {
+    if let Some(socket) = stream.control.socket() {
+        add(
+            readable,
+            writable,
+            socket.as_fd(),
+            stream.control.unsent() > 0,
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! Two hosts on one machine: two buses, a relay for each, and the same channels on both.
+
+#![allow(dead_code)]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tbus::config::{ChannelsConfig, parse_channels};
+use tbus::grm::{RelayEndpoint, Route, Transport};
+use tbus::manage::Manager;
+use tbus::{Address, Bus, Receiver, Sender};
+use tbus_transport::relay::run::Clock;
+use tbus_transport::relay::{Relay, Settings};
+use tbus_transport::tcp_network::TcpNetwork;
+
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Scratch {
+        let shm = Path::new("/dev/shm");
+        let base = if shm.is_dir() {
+            shm.to_path_buf()
+        } else {
+            std::env::temp_dir()
+        };
+        let path = base.join(format!("tbus-two-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Channels 0.0.1.n – 0.0.2.n.
+pub fn channels(count: u32, size: u64, retention: &str) -> ChannelsConfig {
+    let channels: String = (1..=count)
+        .map(|n| {
+            let (high, low) = (n >> 8, n & 255);
+            format!(
+                "<Channels><Address>1.0.{high}.{low}</Address><Address>2.0.{high}.{low}</Address><SendSize>{size}</SendSize>\
+                 <RecvSize>{size}</RecvSize><Retention>{retention}</Retention></Channels>"
+            )
+        })
+        .collect();
+    let text = format!("<TbusGCIM><GCIMShmKey>1000</GCIMShmKey>{channels}</TbusGCIM>");
+    parse_channels(text.as_bytes(), false, u64::MAX).unwrap()
+}
+
+/// Address n of host 1 or 2.
+pub fn address(host: u32, n: u32) -> Address {
+    Address(host << 24 | n)
+}
+
+pub fn endpoint(address: SocketAddr) -> RelayEndpoint {
+    RelayEndpoint {
+        host: address.ip().to_string(),
+        port: address.port(),
+    }
+}
+
+/// Everything of `host` is reached at `at`.
+pub fn routes(host: u32, count: u32, at: SocketAddr) -> Vec<Route> {
+    (1..=count)
+        .map(|n| Route {
+            address: address(host, n),
+            created: 0,
+            endpoints: vec![endpoint(at)],
+            transports: vec![Transport::Tcp],
+            description: String::new(),
+        })
+        .collect()
+}
+
+pub type TcpRelay = Relay<TcpNetwork>;
+
+pub struct Hosts {
+    pub scratch: Scratch,
+    pub buses: Vec<Bus>,
+    pub addresses: Vec<SocketAddr>,
+    pub relays: Vec<Option<TcpRelay>>,
+    pub count: u32,
+    pub clock: Clock,
+}
+
+impl Hosts {
+    pub fn new(name: &str, count: u32, size: u64) -> Hosts {
+        Hosts::with(name, count, size, "delivered")
+    }
+
+    pub fn with(name: &str, count: u32, size: u64, retention: &str) -> Hosts {
+        let scratch = Scratch::new(name);
+        let config = channels(count, size, retention);
+        let mut buses = Vec::new();
+        let mut addresses = Vec::new();
+        for host in 1..=2 {
+            let path = scratch.0.join(format!("{host}"));
+            let manager = Manager::create_at(&path, &config, Duration::from_secs(10)).unwrap();
+            manager.apply(&config, false).unwrap();
+            buses.push(Bus::attach_at(&path).unwrap());
+            // A port that is free now, and stays this host's: relays come and go.
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            addresses.push(listener.local_addr().unwrap());
+        }
+        let mut hosts = Hosts {
+            scratch,
+            buses,
+            addresses,
+            relays: vec![None, None],
+            count,
+            clock: Clock::default(),
+        };
+        hosts.start(0);
+        hosts.start(1);
+        hosts
+    }
+
+    pub fn settings(&self, host: usize) -> Settings {
+        Settings {
+            node: host as u32 + 1,
+            cluster: "test".into(),
+            endpoint: endpoint(self.addresses[host]).to_string(),
+        }
+    }
+
+    pub fn start(&mut self, host: usize) {
+        let network = TcpNetwork::listen(self.addresses[host], &[]).unwrap();
+        let routes = routes(2 - host as u32, self.count, self.addresses[1 - host]);
+        let relay = Relay::new(self.settings(host), self.buses[host].clone(), routes, network);
+        self.relays[host] = Some(relay.unwrap());
+    }
+
+    pub fn stop(&mut self, host: usize) {
+        self.relays[host] = None;
+    }
+
+    /// One pass of both relays.
+    pub fn step(&mut self) {
+        let now = self.clock.now();
+        for relay in self.relays.iter_mut().flatten() {
+            relay.step(now);
+        }
+    }
+
+    /// Steps until `done`, for a while.
+    pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Hosts) -> bool) {
+        let begun = Instant::now();
+        while !done(self) {
+            self.step();
+            if begun.elapsed() > Duration::from_secs(20) {
+                let now = self.clock.now();
+                for relay in self.relays.iter().flatten() {
+                    eprintln!("{:#?}", relay.status(now));
+                }
+                panic!("not within 20 s: {what}");
+            }
+        }
+    }
+
+    pub fn connect(&mut self) {
+        self.until("both relays connected", |hosts| {
+            hosts.relays.iter().flatten().all(|relay| relay.is_connected())
+        });
+    }
+
+    /// Sender and receiver of channel `n` from `host` (0 or 1) to the other one.
+    pub fn pair(&self, host: usize, n: u32) -> (Sender, Receiver) {
+        let (here, there) = (address(host as u32 + 1, n), address(2 - host as u32, n));
+        let sender = self.buses[host].bind(here).unwrap().sender(there).unwrap();
+        let receiver = self.buses[1 - host].bind(there).unwrap().receiver(here).unwrap();
+        (sender, receiver)
+    }
+}
