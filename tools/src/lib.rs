@@ -2,6 +2,7 @@
 
 pub mod columns;
 pub mod command;
+pub mod daemon;
 pub mod manager;
 pub mod perf;
 pub mod routes;

@@ -151,6 +151,18 @@ impl<N: Network> Relay<N> {
         &mut self.network
     }
 
+    /// The bus that it serves.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Says goodbye to all peers, which need not find out by silence. It may be dropped without, as a kill does.
+    pub fn end(&mut self) {
+        for p in 0..self.peers.len() {
+            self.down(p, Goodbye::Ending, "the relay ends".into(), 0);
+        }
+    }
+
     /// Totals since it was made.
     pub fn totals(&self) -> Totals {
         self.totals

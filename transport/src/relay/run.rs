@@ -7,7 +7,6 @@ use crate::network::Control;
 use crate::session::Nanos;
 use crate::tcp_network::{TcpControl, TcpNetwork};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a relay polls after the last thing that happened, unless told otherwise.
@@ -32,13 +31,25 @@ impl Clock {
 }
 
 impl Relay<TcpNetwork> {
-    /// Runs until `stop` is true, which is noticed within 100 ms. `spin`: how long to poll after the last thing that
-    /// happened before sleeping.
-    pub fn run(&mut self, clock: Clock, spin: Duration, stop: &AtomicBool) {
+    /// Runs until `attend` says false. It is called every 100 ms at least, and not much more often than every
+    /// millisecond. `spin`: how long to poll after the last thing that happened before sleeping.
+    pub fn run(
+        &mut self,
+        clock: Clock,
+        spin: Duration,
+        mut attend: impl FnMut(&mut Self, Nanos) -> bool,
+    ) {
         let spin = spin.as_nanos() as Nanos;
         let mut last = clock.now();
-        while !stop.load(Ordering::Relaxed) {
+        let mut attend_due = 0;
+        loop {
             let now = clock.now();
+            if now >= attend_due {
+                attend_due = now + 1_000_000;
+                if !attend(self, now) {
+                    return;
+                }
+            }
             if self.step(now) {
                 last = now;
             } else if now - last > spin {

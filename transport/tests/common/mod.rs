@@ -129,7 +129,12 @@ impl Hosts {
     pub fn start(&mut self, host: usize) {
         let network = TcpNetwork::listen(self.addresses[host], &[]).unwrap();
         let routes = routes(2 - host as u32, self.count, self.addresses[1 - host]);
-        let relay = Relay::new(self.settings(host), self.buses[host].clone(), routes, network);
+        let relay = Relay::new(
+            self.settings(host),
+            self.buses[host].clone(),
+            routes,
+            network,
+        );
         self.relays[host] = Some(relay.unwrap());
     }
 
@@ -162,7 +167,11 @@ impl Hosts {
 
     pub fn connect(&mut self) {
         self.until("both relays connected", |hosts| {
-            hosts.relays.iter().flatten().all(|relay| relay.is_connected())
+            hosts
+                .relays
+                .iter()
+                .flatten()
+                .all(|relay| relay.is_connected())
         });
     }
 
@@ -170,7 +179,11 @@ impl Hosts {
     pub fn pair(&self, host: usize, n: u32) -> (Sender, Receiver) {
         let (here, there) = (address(host as u32 + 1, n), address(2 - host as u32, n));
         let sender = self.buses[host].bind(here).unwrap().sender(there).unwrap();
-        let receiver = self.buses[1 - host].bind(there).unwrap().receiver(here).unwrap();
+        let receiver = self.buses[1 - host]
+            .bind(there)
+            .unwrap()
+            .receiver(here)
+            .unwrap();
         (sender, receiver)
     }
 }

@@ -1,0 +1,135 @@
+//! `tbusd`: the relay as a daemon.
+
+mod status;
+
+use crate::command::{Failure, Result};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tbus::config::{RelayConfig, Security, read_relay};
+use tbus::grm::{Grm, RelayEndpoint};
+use tbus::{Bus, Directory};
+use tbus_transport::relay::run::{Clock, DEFAULT_SPIN};
+use tbus_transport::relay::{Relay, Settings};
+use tbus_transport::tcp_network::TcpNetwork;
+use tracing::info;
+
+pub use status::ask;
+
+/// What the command line adds to the file.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How long to poll after the last thing that happened; `None`: a little.
+    pub spin: Option<Duration>,
+}
+
+/// Reads the file and opens what it names, without taking anything. Returns what to print.
+pub fn check(file: &Path) -> Result<String> {
+    let config = read_relay(file)?;
+    refuse_what_is_missing(&config)?;
+    let (bus, grm) = open(&config)?;
+    let channels = bus.gcim().snapshot()?.channels.len();
+    let routes = grm.snapshot()?.routes.len();
+    // Whether the port is free shows only now; it is given back at once.
+    let port = match std::net::TcpListener::bind(config.listen) {
+        Ok(_) => "is free".to_string(),
+        Err(e) => format!("is not free now ({e}); a running relay has it, or another program"),
+    };
+    Ok(format!(
+        "{}: cluster {}, node {}; {channels} channels of bus {}, {routes} routes of {}; {} {port}\n",
+        file.display(),
+        config.cluster,
+        config.node,
+        config.gcim_key,
+        config.relay_key,
+        config.listen
+    ))
+}
+
+fn open(config: &RelayConfig) -> Result<(Bus, Grm)> {
+    Ok((
+        Bus::attach(config.gcim_key)?,
+        Grm::attach(config.relay_key)?,
+    ))
+}
+
+/// Security modes that this version does not have are refused, not silently weakened.
+fn refuse_what_is_missing(config: &RelayConfig) -> Result<()> {
+    let all = config
+        .allow
+        .iter()
+        .map(|peer| peer.security)
+        .chain([config.security]);
+    if all.into_iter().any(|security| security != Security::None) {
+        let text = "security: this version has only 'none', which is for one host: write security = \"none\" and listen on \
+                    127.0.0.1"
+            .to_string();
+        return Err(Failure::Usage(text));
+    }
+    match config.listen.ip().is_loopback() {
+        true => Ok(()),
+        false => Err(Failure::Usage(format!(
+            "listen: {} can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1",
+            config.listen
+        ))),
+    }
+}
+
+/// Where a relay answers about itself.
+fn socket_path(config: &RelayConfig) -> PathBuf {
+    Directory::path_for_key(config.gcim_key).join(format!("tbusd-{}", config.node))
+}
+
+/// The endpoint that other hosts' routes name: a local route's, or the one listened at.
+fn endpoint(address: SocketAddr) -> RelayEndpoint {
+    RelayEndpoint {
+        host: address.ip().to_string(),
+        port: address.port(),
+    }
+}
+
+/// Runs the relay until a signal ends it.
+pub fn run(file: &Path, options: &Options) -> Result<()> {
+    let config = read_relay(file)?;
+    refuse_what_is_missing(&config)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, stop.clone())
+            .map_err(|e| Failure::Other(format!("cannot wait for signal {signal}: {e}")))?;
+    }
+    let (bus, grm) = open(&config)?;
+    let network = TcpNetwork::listen(config.listen, &[]).map_err(|e| {
+        Failure::Other(format!(
+            "cannot listen at {}: {e}; is a relay running already?",
+            config.listen
+        ))
+    })?;
+    let listen = network.address();
+    let settings = Settings {
+        node: config.node,
+        cluster: config.cluster.clone(),
+        endpoint: endpoint(listen).to_string(),
+    };
+    let questions = status::answer(&socket_path(&config))?;
+    let mut relay = Relay::new(settings, bus, grm, network)?;
+    info!(
+        node = config.node,
+        cluster = %config.cluster,
+        %listen,
+        bus = config.gcim_key,
+        routes = config.relay_key,
+        "tbusd {} begins",
+        env!("CARGO_PKG_VERSION")
+    );
+    let spin = options.spin.unwrap_or(DEFAULT_SPIN);
+    relay.run(Clock::default(), spin, |relay, now| {
+        questions.answer_all(relay, now);
+        !stop.load(Ordering::Relaxed)
+    });
+    relay.end();
+    let _ = std::fs::remove_file(socket_path(&config));
+    info!("ended by a signal; what is in the rings stays there");
+    Ok(())
+}
