@@ -4,5 +4,7 @@ pub mod columns;
 pub mod command;
 pub mod daemon;
 pub mod manager;
+pub mod manual;
 pub mod perf;
 pub mod routes;
+pub mod terminal;

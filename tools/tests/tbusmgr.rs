@@ -123,9 +123,9 @@ created 2, kept 0, deleted 0
         0,
         str![[r#"
 bus 1000 in PLACE/tbus.1000: 2 channel(s), template 8.8.8.8, written 1 time(s), made [..]Z
-No  address  address      send  receive  created               description
- 1  0.0.1.1  0.0.3.1   20.5 MB  20.5 MB  [..]Z  any text
- 2  0.0.1.1  0.0.3.2  102.4 kB  65.5 kB  [..]Z  smaller
+No  address  address      send  receive  retention  created               description
+ 1  0.0.1.1  0.0.3.1   20.5 MB  20.5 MB  delivered  [..]Z  any text
+ 2  0.0.1.1  0.0.3.2  102.4 kB  65.5 kB  delivered  [..]Z  smaller
 
 "#]],
     );
@@ -296,9 +296,17 @@ fn every_failure_has_its_status() {
         ),
         ("-k 1000 -W", 2, "configuration file"),
         ("-k 1000 --see-all --delete 1", 2, "cannot be used with"),
+        (
+            "-k 1000 -T --src=0.0.1.1 --dst=0.0.3.2 --data-len=99999999999999",
+            2,
+            "half its capacity",
+        ),
+        ("-k 1000 --force", 2, "required"),
+        ("-k 1000 --dump-binary", 2, "required"),
+        ("-k 1000 --data-len=3", 2, "required"),
         ("-k many", 2, "32 bits"),
         ("--see-all", 2, "required"),
-        ("--help", 0, "Exit status: 0 done; 2 wrong usage"),
+        ("--help", 0, "Exit status: 0 done; 2 wrong usage; 3"),
         ("-V", 0, "tbusmgr"),
     ] {
         let (found, text) = place.says(arguments);
@@ -347,4 +355,97 @@ fn json_has_everything_whole() {
         (&1.into(), &24.into(), &1.into())
     );
     assert_eq!(seen[0]["messages"][0]["hex"], "746275");
+}
+
+/// What a channel keeps its messages for, and whose it is: told in the list, and when the file says something else.
+#[test]
+fn settings_go_round() {
+    let place = Place::new("settings");
+    let write = |second: &str| {
+        let text = CHANNELS.replace(
+            "<Desc>smaller</Desc>",
+            &format!("<Desc>smaller</Desc>{second}"),
+        );
+        std::fs::write(place.0.join("channels.xml"), text).unwrap();
+    };
+    write("<Retention>consumed</Retention>");
+    assert_eq!(place.says("-C channels.xml -W").0, 0);
+    place.check(
+        "-k 1000",
+        0,
+        str![[r#"
+bus 1000 in PLACE/tbus.1000: 2 channel(s), template 8.8.8.8, written 1 time(s), made [..]Z
+No  address  address      send  receive  retention  created               description
+ 1  0.0.1.1  0.0.3.1   20.5 MB  20.5 MB  delivered  [..]Z  any text
+ 2  0.0.1.1  0.0.3.2  102.4 kB  65.5 kB  consumed   [..]Z  smaller
+
+"#]],
+    );
+    let map: serde_json::Value =
+        serde_json::from_slice(&place.run("-k 1000 --json").stdout).unwrap();
+    assert_eq!(map["channels"][0]["retention"], "delivered");
+    assert_eq!(map["channels"][1]["retention"], "consumed");
+    write("<Retention>delivered</Retention><Mode>600</Mode>");
+    for what in ["--plan", "-W"] {
+        let (status, text) = place.says(&format!("-C channels.xml {what}"));
+        assert_eq!(status, 0);
+        let told = "kept    0.0.1.1 – 0.0.3.2 as it is, with retention consumed, the file says delivered; mode 6";
+        assert!(text.contains(told), "{text}");
+        assert!(
+            text.contains(", the file says 600; delete it first to change it"),
+            "{text}"
+        );
+    }
+    write("<Retention>for ever</Retention>\n<Memory>hugetlb</Memory>\n<Mode>666</Mode>");
+    place.check(
+        "-C channels.xml -W",
+        3,
+        str![[r#"
+channels.xml:19:25: 'for ever' is no value for Retention; give delivered or consumed
+channels.xml:20:1: Memory hugetlb is not there yet; give shm, or leave the element out
+channels.xml:21:1: Mode 666 lets everybody in; give 660 for owner and group, or 600 for the owner alone; Owner and Group say who they are
+tbusmgr: the file is refused; nothing was changed
+
+"#]],
+    );
+    write("<Owner>nobody-of-this-name</Owner>");
+    for what in ["--plan", "-W"] {
+        place.check(
+            &format!("-C channels.xml {what}"),
+            3,
+            str![[r#"
+channels.xml:13:3: owner: this host knows no owner 'nobody-of-this-name'; give one that exists, or its number
+tbusmgr: the file is refused; nothing was changed
+
+"#]],
+        );
+    }
+}
+
+/// A ring that cannot be opened hides no other one.
+#[test]
+fn damaged_rings_are_shown_as_such() {
+    let place = Place::new("damaged");
+    place.says("-C channels.xml -W");
+    let map: serde_json::Value =
+        serde_json::from_slice(&place.run("-k 1000 --json").stdout).unwrap();
+    let ring = map["channels"][0]["rings"][1].as_str().unwrap();
+    std::fs::write(
+        place.0.join(format!("tbus.1000/ring-{ring}")),
+        "rubbish ".repeat(100),
+    )
+    .unwrap();
+    place.check(
+        "-k 1000 --see-all",
+        0,
+        str![[r#"
+No  from     to       MsgNum  Bytes  H  T      Size  HSeq  Seq
+ 1  0.0.1.1  0.0.3.1       0      0  0  0  20480000     0    0
+ 1  0.0.3.1  0.0.1.1       -      -  -  -  20480000     -    -
+ 2  0.0.1.1  0.0.3.2       0      0  0  0    102400     0    0
+ 2  0.0.3.2  0.0.1.1       0      0  0  0     65536     0    0
+0.0.3.1 → 0.0.1.1: PLACE/tbus.1000/ring-[..] is no tbus ring: it begins with "rubbish ", not with "TBUSRING"; is it another program's file?
+
+"#]],
+    );
 }
