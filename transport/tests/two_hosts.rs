@@ -2,8 +2,47 @@
 
 mod common;
 
-use common::Hosts;
-use tbus::TryRecvError;
+use common::{Hosts, address};
+use std::time::{Duration, Instant};
+use tbus::{Error, Kind, Receiver, Ring, Sender, TryRecvError, TrySendError};
+
+/// Message `n`: its number, then bytes that depend on it; of many lengths.
+fn message(n: u64) -> Vec<u8> {
+    let length = 8 + (n * 37 % 900) as usize;
+    let mut bytes = vec![n as u8; length];
+    bytes[..8].copy_from_slice(&n.to_le_bytes());
+    bytes
+}
+
+/// Sends what there is room for, up to `limit` messages in all.
+fn send(sender: &mut Sender, sent: &mut u64, limit: u64) {
+    while *sent < limit {
+        match sender.try_send(&message(*sent)) {
+            Ok(()) => *sent += 1,
+            Err(TrySendError::Full) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Receives what is there, checking each message.
+fn receive(receiver: &mut Receiver, received: &mut u64) {
+    let mut buffer = [0; 1024];
+    loop {
+        match receiver.try_recv(&mut buffer) {
+            Ok(length) => {
+                assert_eq!(
+                    buffer[..length],
+                    message(*received)[..],
+                    "message {received}"
+                );
+                *received += 1;
+            }
+            Err(TryRecvError::Empty) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
 
 #[test]
 fn messages_go_both_ways() {
@@ -12,21 +51,261 @@ fn messages_go_both_ways() {
     for n in 1..=3 {
         for host in 0..2 {
             let (mut sender, mut receiver) = hosts.pair(host, n);
-            let mut buffer = [0; 2000];
-            for round in 0..200u32 {
-                let message = vec![round as u8; round as usize * 7 % 1500];
-                sender.try_send(&message).unwrap();
-                let mut length = None;
-                hosts.until("the message", |_| match receiver.try_recv(&mut buffer) {
-                    Ok(n) => {
-                        length = Some(n);
-                        true
-                    }
-                    Err(TryRecvError::Empty) => false,
-                    Err(error) => panic!("{error}"),
-                });
-                assert_eq!(&buffer[..length.unwrap()], &message[..]);
-            }
+            let (mut sent, mut received) = (0, 0);
+            hosts.until("all messages", |_| {
+                send(&mut sender, &mut sent, 1000);
+                receive(&mut receiver, &mut received);
+                received == 1000
+            });
         }
+    }
+    let totals = hosts.relays[0].as_ref().unwrap().totals();
+    assert_eq!(
+        (totals.sent_messages, totals.received_messages),
+        (3000, 3000),
+        "none went twice"
+    );
+}
+
+#[test]
+fn messages_sent_before_the_relay_runs_are_delivered() {
+    let mut hosts = Hosts::new("before", 1, 8192);
+    let (mut sender, _) = hosts.pair(0, 1);
+    let (mut sent, mut received) = (0, 0);
+    send(&mut sender, &mut sent, u64::MAX);
+    assert!(sent > 5);
+    let waiting = sent;
+    hosts.connect();
+    assert_eq!(sender.ring().kind(), Kind::Local, "it has not looked since");
+    let mut receiver = hosts.pair(1, 1).1;
+    drop(receiver);
+    receiver = hosts.buses[1]
+        .bind(address(2, 1))
+        .unwrap()
+        .receiver(address(1, 1))
+        .unwrap();
+    hosts.until("what waited", |_| {
+        receive(&mut receiver, &mut received);
+        received == waiting
+    });
+    send(&mut sender, &mut sent, waiting + 3);
+    assert_eq!(sender.ring().kind(), Kind::Source, "it follows");
+    hosts.until("the rest", |_| {
+        receive(&mut receiver, &mut received);
+        received == waiting + 3
+    });
+}
+
+#[test]
+fn killed_relays_lose_and_repeat_nothing() {
+    for retention in ["delivered", "consumed"] {
+        let mut hosts = Hosts::with(&format!("kills-{retention}"), 1, 8192, retention);
+        hosts.connect();
+        let (mut sender, mut receiver) = hosts.pair(0, 1);
+        let (mut sent, mut received) = (0, 0);
+        for round in 0..60 {
+            let steps = 1 + round * 7 % 40;
+            for _ in 0..steps {
+                send(&mut sender, &mut sent, u64::MAX);
+                hosts.step();
+                receive(&mut receiver, &mut received);
+            }
+            // Dropped as a kill would leave it: nothing is said to anybody.
+            match round % 3 {
+                0 => hosts.stop(0),
+                1 => hosts.stop(1),
+                _ => {
+                    hosts.stop(0);
+                    hosts.stop(1);
+                }
+            }
+            for host in 0..2 {
+                if hosts.relays[host].is_none() {
+                    hosts.start(host);
+                }
+            }
+            let before = received;
+            hosts.until("messages after the restart", |_| {
+                send(&mut sender, &mut sent, u64::MAX);
+                receive(&mut receiver, &mut received);
+                received > before + 20
+            });
+        }
+        let limit = sent;
+        hosts.until("all of them", |_| {
+            receive(&mut receiver, &mut received);
+            received == limit
+        });
+    }
+}
+
+#[test]
+fn a_receiver_that_does_not_read_holds_up_nobody_else() {
+    let mut hosts = Hosts::new("stalled", 2, 8192);
+    hosts.connect();
+    let (mut stalled, mut stalled_receiver) = hosts.pair(0, 1);
+    let (mut sender, mut receiver) = hosts.pair(0, 2);
+    let (mut stalled_sent, mut stalled_received) = (0, 0);
+    let (mut sent, mut received) = (0, 0);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(300) {
+        send(&mut stalled, &mut stalled_sent, u64::MAX);
+        send(&mut sender, &mut sent, u64::MAX);
+        hosts.step();
+        receive(&mut receiver, &mut received);
+    }
+    let mirror = stalled_receiver.ring().status();
+    assert!(mirror.unread_bytes <= 8192 && mirror.unread_bytes > 8192 - 1000);
+    assert!(
+        received > 100 * stalled_sent,
+        "{received} beside {stalled_sent}"
+    );
+    let waiting = stalled_sent;
+    hosts.until("what was held up", |_| {
+        receive(&mut stalled_receiver, &mut stalled_received);
+        stalled_received == waiting
+    });
+}
+
+#[test]
+fn a_second_relay_is_refused_until_the_first_ends() {
+    let mut hosts = Hosts::new("second", 1, 8192);
+    hosts.connect();
+    let first = hosts.relays[0].take();
+    let port = hosts.addresses[0];
+    hosts.addresses[0] = "127.0.0.1:0".parse().unwrap();
+    hosts.start(0);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(200) {
+        hosts.step();
+    }
+    assert!(!hosts.relays[0].as_ref().unwrap().is_connected());
+    let source = hosts.buses[0].gcim().snapshot().unwrap().channels[0].rings[0];
+    let source = Ring::open(hosts.buses[0].directory(), source).unwrap();
+    assert!(matches!(source.source_reader(), Err(Error::Busy { .. })));
+    // The first one ends; who comes then serves.
+    drop(first);
+    hosts.stop(0);
+    hosts.addresses[0] = port;
+    hosts.start(0);
+    hosts.connect();
+}
+
+#[test]
+fn a_replaced_ring_file_is_noticed() {
+    let mut hosts = Hosts::new("replaced", 1, 8192);
+    hosts.connect();
+    let (mut sender, mut receiver) = hosts.pair(0, 1);
+    sender.try_send(b"before").unwrap();
+    hosts.until("a message", |_| {
+        receiver.peek().map(|m| m.release()).is_ok()
+    });
+    let path = sender.ring().path().to_path_buf();
+    let copy = path.with_extension("copy");
+    std::fs::copy(&path, &copy).unwrap();
+    std::fs::rename(&copy, &path).unwrap();
+    hosts.until("the relay says so", |hosts| {
+        let status = hosts.relays[0].as_ref().unwrap().status(0);
+        status.rings.iter().any(|ring| {
+            ring.trouble
+                .as_ref()
+                .is_some_and(|why| why.contains("another file"))
+        })
+    });
+}
+
+#[test]
+fn a_bad_record_poisons_its_own_channel_alone() {
+    let mut hosts = Hosts::new("poison", 2, 8192);
+    hosts.connect();
+    let (mut bad, _) = hosts.pair(0, 1);
+    let (mut sender, mut receiver) = hosts.pair(0, 2);
+    let (mut sent, mut received) = (0, 0);
+    bad.try_send(&[1; 100]).unwrap();
+    // A broken application: it writes over its own record before the relay has seen it.
+    let reader = Ring::open(hosts.buses[0].directory(), bad.ring().uuid()).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(reader.path())
+        .unwrap();
+    use std::os::unix::fs::FileExt;
+    let record = reader.header().data_offset;
+    file.write_all_at(&u32::MAX.to_le_bytes(), record + 8)
+        .unwrap();
+    hosts.until("it is given up", |hosts| {
+        let status = hosts.relays[0].as_ref().unwrap().status(0);
+        status.rings.iter().any(|ring| {
+            ring.trouble
+                .as_ref()
+                .is_some_and(|why| why.contains("record length"))
+        })
+    });
+    hosts.until("the other channel goes on", |_| {
+        send(&mut sender, &mut sent, 500);
+        receive(&mut receiver, &mut received);
+        received == 500
+    });
+    assert_eq!(hosts.relays[0].as_ref().unwrap().totals().downs, 0);
+}
+
+#[test]
+fn other_capacities_are_refused_on_both_sides_and_lose_nothing() {
+    let mut hosts = Hosts::new("capacity", 1, 8192);
+    hosts.connect();
+    // The sender's host gets a channel with larger rings.
+    hosts.stop(0);
+    let config = common::channels(1, 16384, "delivered");
+    let path = hosts.scratch.0.join("1");
+    let manager = tbus::manage::Manager::open(
+        &tbus::Directory::open(&path).unwrap(),
+        Duration::from_secs(5),
+    )
+    .unwrap();
+    manager.delete(1, true).unwrap();
+    manager.apply(&config, false).unwrap();
+    drop(manager); // the relay needs its lock
+    hosts.start(0);
+    let (mut sender, _receiver) = hosts.pair(0, 1);
+    sender.try_send(b"kept").unwrap();
+    hosts.until("the refusal", |hosts| {
+        let status = hosts.relays[0].as_ref().unwrap().status(0);
+        status.rings.iter().any(|ring| {
+            ring.outbound
+                && ring
+                    .trouble
+                    .as_ref()
+                    .is_some_and(|why| why.contains("8192") && why.contains("16384"))
+        })
+    });
+    assert_eq!(sender.ring().status().unread_messages, 1);
+}
+
+#[test]
+fn other_clusters_and_node_numbers_are_refused_with_the_reason() {
+    for (change, word) in [(0, "cluster"), (1, "both relays say")] {
+        let mut hosts = Hosts::new(&format!("greeting{change}"), 1, 8192);
+        let mut settings = hosts.settings(1);
+        match change {
+            0 => settings.cluster = "another".into(),
+            _ => settings.node = 1,
+        }
+        hosts.stop(1);
+        hosts.start_with(1, settings);
+        hosts.until("a refusal", |hosts| {
+            hosts.relays.iter().flatten().any(|relay| {
+                let status = relay.status(0);
+                status
+                    .peers
+                    .iter()
+                    .any(|peer| peer.trouble.as_ref().is_some_and(|why| why.contains(word)))
+            })
+        });
+        assert!(
+            hosts
+                .relays
+                .iter()
+                .flatten()
+                .all(|relay| relay.totals().ups == 0)
+        );
     }
 }

@@ -127,14 +127,13 @@ impl Hosts {
     }
 
     pub fn start(&mut self, host: usize) {
+        self.start_with(host, self.settings(host));
+    }
+
+    pub fn start_with(&mut self, host: usize, settings: Settings) {
         let network = TcpNetwork::listen(self.addresses[host], &[]).unwrap();
         let routes = routes(2 - host as u32, self.count, self.addresses[1 - host]);
-        let relay = Relay::new(
-            self.settings(host),
-            self.buses[host].clone(),
-            routes,
-            network,
-        );
+        let relay = Relay::new(settings, self.buses[host].clone(), routes, network);
         self.relays[host] = Some(relay.unwrap());
     }
 
