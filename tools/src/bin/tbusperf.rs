@@ -3,7 +3,12 @@
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tbus_tools::perf::{Result, demo, measure, worker};
+use std::time::Duration;
+use tbus_tools::perf::bench::Length;
+use tbus_tools::perf::options::{self, Cpus, Options};
+use tbus_tools::perf::report::Kind;
+use tbus_tools::perf::run::Outputs;
+use tbus_tools::perf::{Result, compare, demo, run, status, worker};
 
 #[derive(Parser)]
 #[command(
@@ -16,7 +21,17 @@ Begin with `tbusperf demo`: no arguments, a few seconds, nothing is left behind.
 Measure with `tbusperf lat` and `tbusperf rate` on a machine that does nothing else. Each prints the limit of the two \
 processors beside the figure, since a figure alone says nothing about another machine.
 
-Exit status: 0 done; 1 the demonstration lost, repeated or reordered a message; 2 wrong usage; 7 the system refused.",
+Examples:
+  tbusperf lat                                   one-way times, several sizes
+  tbusperf lat --size 64 --rate 100k --duration 10s --svg lat.svg
+                                                 the same under load, corrected for coordinated omission
+  tbusperf rate --json > before.json             keep a result ...
+  tbusperf rate --json > after.json              ... change something ...
+  tbusperf compare before.json after.json        ... and see what differs beyond the spread
+  tbusperf help lat                              all that a measurement takes
+
+Exit status: 0 done; 1 the demonstration lost, repeated or reordered a message; 2 wrong usage; 3 a file to be compared \
+holds something else; 7 the system refused, or no round could be kept.",
     arg_required_else_help = true
 )]
 struct Cli {
@@ -34,18 +49,74 @@ enum Command {
     /// at most one per kill. The last line is `lost 0 duplicated 0 reordered 0`, or the exit status is 1.
     Demo,
     /// Measures the machine's limits: cache-line ping-pong and copies between two processes, without any ring
-    Limit(Measurement),
+    ///
+    /// No channel between two processes can be faster. `near`: the two processors share a last-level cache, and a cache
+    /// line takes less than 120 ns one way. `far`: they do not, as on two sockets.
+    #[command(after_help = "\
+Examples:
+  tbusperf limit                          of the first two processors
+  tbusperf limit --cpus 0,8               of two others: near or far?
+  tbusperf limit --svg limit.svg --hgrm line.hgrm")]
+    Limit(LimitArguments),
     /// Measures one-way times of single messages, the limit beside them
     ///
-    /// Two pinned processes send one message there and one back. `typical` is the median over blocks of round trips,
-    /// free of the clock's resolution; the percentiles are those of single round trips. Half a round trip is one way.
-    Lat(Measurement),
+    /// Two pinned processes send one message there and one back. Half a round trip is one way. `t_typical` is the median
+    /// over blocks of round trips, free of the clock's resolution; the percentiles are those of single round trips.
+    ///
+    /// With --rate, messages are sent by a schedule, whatever became of those before them. Each is timed from when it was
+    /// due, so that a stall counts for every message that it delayed, not only for the one that was under way:
+    /// corrected for coordinated omission. The times from when it was sent are shown as well, as raw. What a
+    /// message waited before it was sent counts in full, the rest is half of its round trip.
+    ///
+    /// Each round measures limit, channel, limit. Rounds whose two limits differ by more than 20 % are dropped, since the
+    /// machine changed in between.
+    #[command(after_help = "\
+Examples:
+  tbusperf lat --size 8,64,1K --count 1M          a million messages of each size
+  tbusperf lat --size 64 --duration 10s           ten seconds
+  tbusperf lat --size 64 --rate 200k --duration 10s
+                                                  200,000 messages a second: corrected and raw
+  tbusperf lat --svg lat.svg --hgrm lat/          a picture, and percentile texts for other plotters
+  tbusperf lat --json > lat.json                  everything; for scripts, and for tbusperf compare
+
+Columns: as perftest's, in nanoseconds. docs/performance.md describes the JSON.")]
+    Lat(LatArguments),
     /// Measures messages a second in a stream, the limit beside them
     ///
     /// One process copies messages into the ring as fast as they are accepted, the other reads a byte of each of
     /// their lines in place and releases them. Beside it: the rate at which the same bytes can be copied from one
-    /// process to the other with no ring at all.
-    Rate(Measurement),
+    /// process to the other with no ring at all, and how many messages pass in the time that a cache line takes.
+    #[command(after_help = "\
+Examples:
+  tbusperf rate --size 8,64,256,1K,4K,64K         several sizes
+  tbusperf rate --size 64 --duration 10s          ten seconds
+  tbusperf rate --size 1M --capacity 16M          large messages need a large ring
+  tbusperf rate --svg rate.svg                    a picture
+  tbusperf rate --json > rate.json                everything; for scripts, and for tbusperf compare")]
+    Rate(RateArguments),
+    /// Compares two results that `lat`, `rate` or `limit` wrote with --json
+    ///
+    /// For each figure of each size: the medians of the rounds with the lowest and the highest, their ratio, and whether
+    /// all rounds of B lie on one side of all rounds of A. Differences of regime, machine or settings are told first:
+    /// then a ratio may not mean what it seems to.
+    #[command(after_help = "\
+Example:
+  tbusperf lat --json > a.json; ...; tbusperf lat --json > b.json
+  tbusperf compare a.json b.json --svg both.svg
+
+A machine changes within minutes. To compare two programs, alternate between them and compare several pairs.")]
+    Compare {
+        /// The first result
+        a: PathBuf,
+        /// The second result; ratios are its figures by the first one's
+        b: PathBuf,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+        /// Draw both into one picture
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+    },
     /// One of the two processes of the demonstration
     #[command(hide = true)]
     DemoPeer {
@@ -60,43 +131,110 @@ enum Command {
     #[command(hide = true)]
     Worker {
         directory: PathBuf,
-        incoming: String,
-        outgoing: String,
+        channel: Vec<String>,
         #[arg(long)]
         cpu: Option<usize>,
     },
 }
 
+/// What every measurement takes.
 #[derive(Args)]
-struct Measurement {
-    /// Payload bytes; several with commas
-    #[arg(long, value_delimiter = ',', default_values_t = [8, 64, 256, 1024, 4096])]
-    size: Vec<usize>,
-    /// Messages a round [default: by size]
-    #[arg(long)]
-    count: Option<u64>,
-    /// Rounds; the median is shown, with the lowest and the highest
-    #[arg(long, default_value_t = 9)]
+struct Common {
+    /// Rounds; figures are medians of them, with the lowest and the highest
+    #[arg(long, value_name = "N", default_value_t = 9)]
     rounds: usize,
-    /// The two processors to run on
-    #[arg(long, value_delimiter = ',', num_args = 2, default_values_t = [0, 1])]
-    cpus: Vec<usize>,
+    /// The two processors to run on, as in 0,1; `none`: do not pin [default: the first two that may be used]
+    #[arg(long, value_name = "A,B", value_parser = options::parse_cpus)]
+    cpus: Option<Cpus>,
+    /// Keep rounds whose limits before and after differ by more than 20 % as well
+    #[arg(long)]
+    keep_all: bool,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Draw a picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// What every measurement of a channel takes.
+#[derive(Args)]
+struct Channel {
+    /// Payload bytes; several with commas
+    #[arg(long, value_name = "BYTES,...", value_delimiter = ',', value_parser = options::parse_size,
+        default_values = ["8", "64", "256", "1K", "4K"])]
+    size: Vec<usize>,
+    /// Messages of each size, all rounds together [default: by size]
+    #[arg(long, value_name = "N", value_parser = options::parse_count, conflicts_with = "duration")]
+    count: Option<u64>,
+    /// Time for each size, all rounds together, as in 10s or 500ms; the limits' time comes on top
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
     /// Capacity of each ring, bytes
-    #[arg(long, default_value_t = 1 << 20)]
+    #[arg(long, value_name = "BYTES", value_parser = options::parse_bytes, default_value = "1M")]
     capacity: u64,
 }
 
-impl Measurement {
-    fn options(self) -> measure::Options {
-        let cpus = self.cpus.try_into().ok();
-        measure::Options {
-            sizes: self.size,
-            count: self.count,
-            rounds: self.rounds,
-            cpus,
-            capacity: self.capacity,
-        }
-    }
+#[derive(Args)]
+struct LatArguments {
+    #[command(flatten)]
+    channel: Channel,
+    /// Send so many messages a second by a schedule, as in 50000, 100k or 1.5M, instead of one at a time
+    #[arg(long, value_name = "PER_SECOND", value_parser = options::parse_number)]
+    rate: Option<f64>,
+    #[command(flatten)]
+    common: Common,
+    /// Write HdrHistogram's percentile text: of the only size into a FILE, or of all and the limit into a DIR/
+    #[arg(long, value_name = "FILE|DIR/")]
+    hgrm: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RateArguments {
+    #[command(flatten)]
+    channel: Channel,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct LimitArguments {
+    /// Bytes of a copy; several with commas
+    #[arg(long, value_name = "BYTES,...", value_delimiter = ',', value_parser = options::parse_size,
+        default_values = ["64", "256", "1K", "4K", "64K"])]
+    size: Vec<usize>,
+    #[command(flatten)]
+    common: Common,
+    /// Write HdrHistogram's percentile text of the cache line's times
+    #[arg(long, value_name = "FILE|DIR/")]
+    hgrm: Option<PathBuf>,
+}
+
+/// Runs one measurement. The parts are those of the three kinds' arguments.
+fn measure(
+    kind: Kind,
+    channel: Channel,
+    rate: Option<f64>,
+    common: Common,
+    hgrm: Option<PathBuf>,
+) -> Result<()> {
+    let count = channel.count.map(Length::Count);
+    let options = Options {
+        command: std::env::args().collect(),
+        sizes: channel.size,
+        length: count.or(channel.duration.map(Length::Time)),
+        rate,
+        rounds: common.rounds,
+        cpus: common.cpus.map_or_else(Cpus::first_two, Ok)?.pinned(),
+        capacity: channel.capacity,
+        keep_all: common.keep_all,
+    };
+    let outputs = Outputs {
+        json: common.json,
+        svg: common.svg,
+        hgrm,
+    };
+    run::run(kind, &options, &outputs)
 }
 
 /// True if what was to be shown could be shown.
@@ -115,15 +253,24 @@ fn run(cli: Cli) -> Result<bool> {
             side.min(1),
             cpu,
         ),
-        Command::Limit(m) => measure::limits(&m.options()),
-        Command::Lat(m) => measure::latencies(&m.options()),
-        Command::Rate(m) => measure::rates(&m.options()),
+        Command::Limit(a) => {
+            let channel = Channel {
+                size: a.size,
+                count: None,
+                duration: None,
+                // There are rings, but no message goes through them.
+                capacity: 1 << 16,
+            };
+            measure(Kind::Limit, channel, None, a.common, a.hgrm)
+        }
+        Command::Lat(a) => measure(Kind::Lat, a.channel, a.rate, a.common, a.hgrm),
+        Command::Rate(a) => measure(Kind::Rate, a.channel, None, a.common, None),
+        Command::Compare { a, b, json, svg } => compare::run([&a, &b], json, svg.as_deref()),
         Command::Worker {
             directory,
-            incoming,
-            outgoing,
+            channel,
             cpu,
-        } => worker::run(&directory, incoming.parse()?, outgoing.parse()?, cpu),
+        } => worker::run(&directory, &channel, cpu),
     }?;
     Ok(true)
 }
@@ -134,7 +281,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(1),
         Err(error) => {
             eprintln!("tbusperf: {error}");
-            ExitCode::from(7)
+            ExitCode::from(status(error.as_ref()))
         }
     }
 }

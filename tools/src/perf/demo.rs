@@ -4,9 +4,9 @@
 use super::Result;
 use super::audit::{Account, Audit};
 use super::clock::{Clock, ticks};
-use super::measure::table;
 use super::scratch::Scratch;
-use super::worker::pin;
+use super::text::table;
+use super::worker::{pin, usable_cpus};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -329,13 +329,10 @@ fn say(text: &str) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
-/// The processors that this process may use, if there are two.
+/// The first two processors that this process may use, if there are two.
 fn two_cpus() -> [Option<usize>; 2] {
-    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok();
-    let mut usable = (0..nix::sched::CpuSet::count())
-        .filter(|c| allowed.is_some_and(|a| a.is_set(*c).unwrap_or(false)));
-    match [usable.next(), usable.next()] {
-        [Some(a), Some(b)] => [Some(a), Some(b)],
+    match usable_cpus()[..] {
+        [a, b, ..] => [Some(a), Some(b)],
         _ => [None, None],
     }
 }
@@ -470,7 +467,7 @@ fn report(rings: &[Ring; 2], audit: &Audit, time: Duration) {
     ]);
     for (side, way) in ["A to B", "B to A"].into_iter().enumerate() {
         let status = rings[side].status();
-        table.add_row([
+        table.row(vec![
             way.to_string(),
             STREAM.to_string(),
             format!("{:.0}", STREAM as f64 / seconds),
@@ -482,7 +479,7 @@ fn report(rings: &[Ring; 2], audit: &Audit, time: Duration) {
             ),
         ]);
     }
-    say(&format!("{table}"));
+    say(table.to_string().trim_end());
     let [p50, p99, p999] = audit.latencies().map(|tenths| tenths as f64 / 10.0);
     say(&format!(
         "one at a time, {} bytes, {SINGLE} there and back: one-way p50 {p50:.0} ns, p99 {p99:.0} ns, p99.9 {p999:.0} ns",

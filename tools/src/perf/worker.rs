@@ -1,11 +1,13 @@
 //! The second process of a measurement: does what the first one asks for, a line of standard input at a time.
 
-use super::Result;
+use super::channel;
 use super::limit::Shared;
+use super::watch;
+use super::{Failure, Result};
+use nix::sys::signal::Signal;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use tbus::{Directory, Receiver, Ring, Sender, TryRecvError, TrySendError, Uuid};
 
 /// One part of a measurement, which both processes run, each its side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +70,25 @@ impl Job {
 /// Binds this process to one processor.
 pub fn pin(cpu: usize) -> Result<()> {
     let mut set = nix::sched::CpuSet::new();
-    set.set(cpu)?;
+    set.set(cpu).map_err(|_| refused_cpu(cpu))?;
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
-        .map_err(|e| format!("cannot run on processor {cpu}: {e}; name another with --cpus"))?;
+        .map_err(|_| refused_cpu(cpu))?;
     Ok(())
+}
+
+/// The processors that this process may use.
+pub fn usable_cpus() -> Vec<usize> {
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok();
+    (0..nix::sched::CpuSet::count())
+        .filter(|cpu| allowed.is_some_and(|a| a.is_set(*cpu).unwrap_or(false)))
+        .collect()
+}
+
+fn refused_cpu(cpu: usize) -> Failure {
+    Failure::Usage(format!(
+        "--cpus: this process may not run on processor {cpu}; it may on {:?}",
+        usable_cpus()
+    ))
 }
 
 /// The other process, seen from the first one. Ends with it.
@@ -83,23 +100,22 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts this executable again as the worker. `uuids`: the ring to it, the ring from it.
-    pub fn start(directory: &Path, uuids: [Uuid; 2], cpu: Option<usize>) -> Result<Worker> {
+    /// Starts this executable again as the worker. `channel`: what its end of the channel takes to be opened.
+    pub fn start(directory: &Path, channel: &[String], cpu: Option<usize>) -> Result<Worker> {
         let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg("worker")
-            .arg(directory)
-            .args(uuids.map(|u| u.to_string()));
+        command.arg("worker").arg(directory).args(channel);
         if let Some(cpu) = cpu {
             command.arg("--cpu").arg(cpu.to_string());
         }
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn()?;
+            .spawn()
+            .map_err(|e| format!("cannot start the second process: {e}"))?;
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("the worker has no pipes".into());
         };
+        watch::worker(Some(child.id()));
         let mut worker = Worker {
             child,
             to,
@@ -133,6 +149,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        watch::worker(None);
         // Killed in case it spins in a job that this side has given up.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -140,17 +157,14 @@ impl Drop for Worker {
 }
 
 /// The worker's main: jobs until standard input ends.
-pub fn run(directory: &Path, incoming: Uuid, outgoing: Uuid, cpu: Option<usize>) -> Result<()> {
+pub fn run(directory: &Path, channel: &[String], cpu: Option<usize>) -> Result<()> {
+    // It polls, and would do so for ever if the first process was killed.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     if let Some(cpu) = cpu {
         pin(cpu)?;
     }
-    let shared = Shared::open(&PathBuf::from(directory).join("limit"))?;
-    let directory = Directory::open(directory)?;
-    let incoming = Ring::open(&directory, incoming)?;
-    let outgoing = Ring::open(&directory, outgoing)?;
-    incoming.prefault();
-    outgoing.prefault();
-    let (mut receiver, mut sender) = (incoming.receiver()?, outgoing.sender()?);
+    let shared = Shared::open(&directory.join("limit"))?;
+    let mut end = channel::open_second(directory, channel)?;
     let say = |word: &str| -> Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{word}")?;
@@ -173,55 +187,18 @@ pub fn run(directory: &Path, incoming: Uuid, outgoing: Uuid, cpu: Option<usize>)
             Job::Echo { count, size } => {
                 let payload = vec![1; size];
                 for _ in 0..count {
-                    take(&mut receiver)?;
-                    send(&mut sender, &payload)?;
+                    end.take()?;
+                    end.send(&payload)?;
                 }
             }
             Job::Sink { count, .. } => {
                 for _ in 0..count {
-                    take(&mut receiver)?;
+                    end.take()?;
                 }
-                send(&mut sender, &[])?;
+                end.send(&[])?;
             }
         }
         say("done")?;
     }
     Ok(())
-}
-
-/// Waits for one message by polling, reads a byte of each of its lines in place, and releases it.
-#[inline(always)]
-pub fn take(receiver: &mut Receiver) -> Result<u64> {
-    loop {
-        match receiver.peek() {
-            Ok(message) => {
-                // SAFETY: the sender is our own process, which does not change what it sent.
-                let bytes = unsafe { message.as_slice() };
-                let sum = bytes
-                    .chunks(64)
-                    .fold(0u64, |sum, line| sum.wrapping_add(u64::from(line[0])));
-                std::hint::black_box(sum);
-                message.release();
-                return Ok(sum);
-            }
-            Err(TryRecvError::Empty) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Sends one message, polling while the ring is full.
-#[inline(always)]
-pub fn send(sender: &mut Sender, payload: &[u8]) -> Result<()> {
-    loop {
-        match sender.try_send(payload) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full) => {
-                for _ in 0..16 {
-                    std::hint::spin_loop();
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
 }

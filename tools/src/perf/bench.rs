@@ -1,0 +1,257 @@
+//! Two processes with the channel under test between them, and what can be timed with them.
+
+use super::channel::{self, End};
+use super::clock::{Clock, ticks};
+use super::limit::Shared;
+use super::schedule::{self, Scheduled};
+use super::scratch::Scratch;
+use super::series::median;
+use super::times::Times;
+use super::worker::{Job, Worker, pin};
+use super::{Result, watch};
+use std::time::{Duration, Instant};
+
+/// Round trips that are timed as one where the clock is too coarse for one.
+pub const BLOCK: u64 = 20;
+/// Most messages of one job: bounds the memory that their times take.
+const LARGEST_CHUNK: u64 = 1 << 20;
+
+/// How long to go on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// So many messages.
+    Count(u64),
+    /// So long.
+    Time(Duration),
+}
+
+impl Length {
+    /// One of `parts` equal ones.
+    pub fn part(self, parts: u64) -> Length {
+        match self {
+            Length::Count(count) => Length::Count(count.div_ceil(parts)),
+            Length::Time(time) => Length::Time(time.div_f64(parts as f64)),
+        }
+    }
+}
+
+/// Cuts a length into jobs, which the two processes agree on by their count of messages.
+struct Chunks {
+    length: Length,
+    begun: Instant,
+    done: u64,
+}
+
+impl Chunks {
+    fn new(length: Length) -> Chunks {
+        Chunks {
+            length,
+            begun: Instant::now(),
+            done: 0,
+        }
+    }
+}
+
+impl Iterator for Chunks {
+    type Item = u64;
+
+    /// Messages of the next job.
+    fn next(&mut self) -> Option<u64> {
+        let next = match self.length {
+            Length::Count(count) => (count - self.done).min(LARGEST_CHUNK),
+            // To learn the speed.
+            Length::Time(_) if self.done == 0 => 100,
+            Length::Time(time) => {
+                let elapsed = self.begun.elapsed();
+                let speed = self.done as f64 / elapsed.as_secs_f64();
+                match time.saturating_sub(elapsed) {
+                    // Not worth the start of a job.
+                    left if left < time / 20 => 0,
+                    left => (speed * left.as_secs_f64().min(0.1)).clamp(1.0, LARGEST_CHUNK as f64)
+                        as u64,
+                }
+            }
+        };
+        self.done += next;
+        (next > 0).then_some(next)
+    }
+}
+
+/// This process and the other one, each with its end of the channel, and a piece of bare shared memory.
+pub struct Bench {
+    worker: Worker,
+    end: End,
+    shared: Shared,
+    clock: Clock,
+    /// Dropped last: it removes the files.
+    _scratch: Scratch,
+}
+
+impl Bench {
+    /// Starts the second process. `cpus`: what the two are pinned to; `capacity`: of each ring, bytes.
+    pub fn new(cpus: Option<[usize; 2]>, capacity: u64) -> Result<Bench> {
+        watch::start()?;
+        if let Some([cpu, _]) = cpus {
+            pin(cpu)?;
+        }
+        let scratch = Scratch::new("perf")?;
+        watch::remove_if_stopped(scratch.directory().path());
+        let (end, second) = channel::open_first(&scratch, capacity)?;
+        let shared = Shared::open(&scratch.join("limit"))?;
+        let worker = Worker::start(scratch.directory().path(), &second, cpus.map(|c| c[1]))?;
+        Ok(Bench {
+            worker,
+            end,
+            shared,
+            clock: Clock::get(),
+            _scratch: scratch,
+        })
+    }
+
+    fn ping_pong(&mut self, count: u64, block: u64) -> Result<Vec<u64>> {
+        self.shared.reset();
+        self.worker.start_job(Job::PingPong { count })?;
+        self.shared.meet(0);
+        let times = self.shared.ping_pong(0, count / block, block);
+        self.worker.done()?;
+        Ok(times)
+    }
+
+    /// Median one-way time of a cache line, ns; `count` round trips.
+    pub fn line(&mut self, count: u64) -> Result<f64> {
+        let blocks = self.ping_pong(count, BLOCK)?;
+        Ok(self.typical(&blocks[blocks.len() / 10..]))
+    }
+
+    /// One-way times of a cache line.
+    pub fn line_times(&mut self, count: u64) -> Result<Times> {
+        let round_trips = self.ping_pong(count, 1)?;
+        let mut times = Times::default();
+        self.record(&round_trips[round_trips.len() / 10..], &mut times);
+        Ok(times)
+    }
+
+    /// Copies of `size` bytes a second.
+    pub fn copies(&mut self, count: u64, size: usize) -> Result<f64> {
+        self.shared.reset();
+        self.worker.start_job(Job::Copy { count, size })?;
+        self.shared.meet(0);
+        let begun = ticks();
+        self.shared.copy(0, count, size);
+        let time = self.clock.ns(ticks() - begun);
+        self.worker.done()?;
+        Ok(count as f64 * 1e9 / time)
+    }
+
+    /// Ticks of blocks of `block` messages there and back, `messages` in all, after a tenth as warm-up.
+    fn round_trips(&mut self, messages: u64, block: u64, size: usize) -> Result<Vec<u64>> {
+        let timed = messages.div_ceil(block);
+        let warm_up = timed.div_ceil(10);
+        let blocks = warm_up + timed;
+        self.worker.start_job(Job::Echo {
+            count: blocks * block,
+            size,
+        })?;
+        let payload = vec![1; size];
+        let mut times = Vec::with_capacity(blocks as usize);
+        for _ in 0..blocks {
+            let begun = ticks();
+            for _ in 0..block {
+                self.end.send(&payload)?;
+                self.end.take()?;
+            }
+            times.push(ticks() - begun);
+        }
+        self.worker.done()?;
+        Ok(times.split_off(warm_up as usize))
+    }
+
+    /// One-way times of single messages, one under way at a time; and their median by blocks, see [`BLOCK`]. Each for
+    /// half of the time, or each with the whole count.
+    pub fn latency(&mut self, length: Length, size: usize) -> Result<(Times, f64)> {
+        let length = match length {
+            Length::Count(_) => length,
+            Length::Time(_) => length.part(2),
+        };
+        let mut blocks = Vec::new();
+        for count in Chunks::new(length) {
+            blocks.extend(self.round_trips(count, BLOCK, size)?);
+        }
+        let mut times = Times::default();
+        for count in Chunks::new(length) {
+            let single = self.round_trips(count, 1, size)?;
+            self.record(&single, &mut times);
+        }
+        Ok((times, self.typical(&blocks)))
+    }
+
+    /// One-way times of messages that are sent `rate` times a second, after a tenth as warm-up.
+    pub fn scheduled(&mut self, length: Length, rate: f64, size: usize) -> Result<Scheduled> {
+        let count = match length {
+            Length::Count(count) => count,
+            Length::Time(time) => (time.as_secs_f64() * rate).ceil() as u64,
+        };
+        let parts = [count.div_ceil(10), count];
+        self.worker.start_job(Job::Echo {
+            count: parts.iter().sum(),
+            size,
+        })?;
+        let times = schedule::run(&mut self.end, &self.clock, rate, parts, &vec![1; size])?;
+        self.worker.done()?;
+        Ok(times)
+    }
+
+    /// Messages that were sent, and how many a second, from the first send to the acknowledgement of the last.
+    pub fn stream(&mut self, length: Length, size: usize) -> Result<(u64, f64)> {
+        let payload = vec![1; size];
+        let (mut messages, mut ns) = (0, 0.0);
+        for count in Chunks::new(length) {
+            self.worker.start_job(Job::Sink { count, size })?;
+            let begun = ticks();
+            for _ in 0..count {
+                self.end.send(&payload)?;
+            }
+            self.end.take()?;
+            ns += self.clock.ns(ticks() - begun);
+            messages += count;
+            self.worker.done()?;
+        }
+        Ok((messages, messages as f64 * 1e9 / ns))
+    }
+
+    /// Median of the one-way times of blocks of [`BLOCK`] round trips, ns: free of the clock's resolution and cost.
+    fn typical(&self, blocks: &[u64]) -> f64 {
+        let one_way = |block: &u64| self.clock.ns(*block) / (2 * BLOCK) as f64;
+        median(&blocks.iter().map(one_way).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+    }
+
+    /// Counts half of each round trip.
+    fn record(&self, round_trips: &[u64], times: &mut Times) {
+        for time in round_trips {
+            times.record(self.clock.ns(*time) / 2.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_add_up_to_the_count() {
+        for count in [1, 2, LARGEST_CHUNK, 3 * LARGEST_CHUNK + 7] {
+            let jobs: Vec<_> = Chunks::new(Length::Count(count)).collect();
+            assert_eq!(jobs.iter().sum::<u64>(), count);
+            assert!(jobs.iter().all(|job| *job <= LARGEST_CHUNK));
+        }
+    }
+
+    #[test]
+    fn jobs_end_with_their_time() {
+        let begun = Instant::now();
+        for job in Chunks::new(Length::Time(Duration::from_millis(50))) {
+            std::thread::sleep(Duration::from_micros(job));
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(45));
+    }
+}
