@@ -157,11 +157,20 @@ impl NewsReader {
         Ok(NewsReader { news })
     }
 
-    /// Takes all news: calls `see` with the lock slots of the rings to look at, each modulo 131,072.
+    /// How many bytes can be news at most; slots are told modulo it.
+    pub const SLOTS: u32 = BYTES as u32;
+
+    /// The words that hold the bytes of slots below `slots`.
+    fn words(slots: u32) -> std::ops::Range<usize> {
+        FIRST / 8..FIRST / 8 + (slots.min(Self::SLOTS) as usize).div_ceil(8)
+    }
+
+    /// Takes the news of lock slots below `slots`: calls `see` with those of the rings to look at, each modulo
+    /// [`NewsReader::SLOTS`]. Looks at eight rings with one load.
     #[inline]
-    pub fn take(&self, mut see: impl FnMut(u32)) {
+    pub fn take(&self, slots: u32, mut see: impl FnMut(u32)) {
         let words = &self.news.words;
-        for index in FIRST / 8..(FIRST + BYTES) / 8 {
+        for index in Self::words(slots) {
             if words.at(index).load(Relaxed) == 0 {
                 continue; // Relaxed: the swap below does the ordering
             }
@@ -176,21 +185,18 @@ impl NewsReader {
         }
     }
 
-    /// How many bytes can be news at most; slots are told modulo it.
-    pub const SLOTS: u32 = BYTES as u32;
-
-    /// True if there is news.
-    pub fn any(&self) -> bool {
-        (FIRST / 8..(FIRST + BYTES) / 8).any(|index| self.news.words.at(index).load(Acquire) != 0)
+    /// True if there is news of a slot below `slots`.
+    pub fn any(&self, slots: u32) -> bool {
+        Self::words(slots).any(|index| self.news.words.at(index).load(Acquire) != 0)
     }
 
-    /// Announces a sleep: from now on who makes news rings the doorbell. True if there is none yet, so that the
-    /// caller may wait for the doorbell (at most 100 ms); else the announcement is taken back.
-    pub fn announce_sleep(&self) -> bool {
+    /// Announces a sleep: from now on who makes news rings the doorbell. True if there is none yet of slots below
+    /// `slots`, so that the caller may wait for the doorbell (at most 100 ms); else the announcement is taken back.
+    pub fn announce_sleep(&self, slots: u32) -> bool {
         self.news.words.at(SLEEPING).store(1, Release); // partner: the swap in ring_doorbell
         // Without membarrier who makes news may be between its store and its load: then the sleep is bounded.
         let _ = wait::barrier();
-        if self.any() {
+        if self.any(slots) {
             self.awake();
             return false;
         }

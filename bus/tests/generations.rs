@@ -249,7 +249,7 @@ fn the_ends_of_the_relay_move_bytes_and_tell_news() {
     let mut writer = mirrored.mirror_writer().unwrap();
     let mut sender = bus.bind(A).unwrap().sender(B).unwrap();
     let mut receiver = bus.bind(A).unwrap().receiver(B).unwrap();
-    assert!(!news.any());
+    assert!(!news.any(NewsReader::SLOTS));
     let mut sent = 0u32;
     let mut received = 0u32;
     let mut buffer = [0; 600];
@@ -259,8 +259,8 @@ fn the_ends_of_the_relay_move_bytes_and_tell_news() {
         while sender.try_send(&vec![sent as u8; size]).is_ok() {
             sent += 1;
         }
-        assert!(news.announce_sleep() || news.any());
-        news.take(|slot| told.push(slot));
+        assert!(news.announce_sleep(NewsReader::SLOTS) || news.any(NewsReader::SLOTS));
+        news.take(NewsReader::SLOTS, |slot| told.push(slot));
         assert_eq!(
             told,
             [source.header().lock_slot],
@@ -275,7 +275,7 @@ fn the_ends_of_the_relay_move_bytes_and_tell_news() {
         let consumed = writer.consumed().unwrap();
         assert_eq!(consumed, writer.tail());
         let mut told = Vec::new();
-        news.take(|slot| told.push(slot));
+        news.take(NewsReader::SLOTS, |slot| told.push(slot));
         assert_eq!(
             told,
             [mirrored.header().lock_slot],

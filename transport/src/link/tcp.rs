@@ -5,7 +5,7 @@
 //! A read puts the rest of the present chunk where it belongs in the mirror and the next header into a buffer.
 
 use super::{Event, Link, Quiesced};
-use crate::link::socket::{Gather, Scatter, Socket};
+use crate::link::socket::{Gather, MAX_GATHER, Scatter, Socket, copy_in, copy_out};
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, Token};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -13,8 +13,8 @@ use tbus::Region;
 
 /// More than this many bytes are not accepted for sending: what waits in the ring instead goes out in larger chunks.
 const QUEUE: usize = 1 << 20;
-/// The most chunks in one write.
-const CHUNKS_PER_WRITE: usize = 64;
+/// The longest chunk that is read in advance.
+const MAX_EXPECTED: usize = 4096;
 
 /// A chunk that is to go out.
 #[derive(Debug)]
@@ -77,6 +77,11 @@ pub struct TcpLink {
     header: [u8; CHUNK_HEADER],
     header_length: usize,
     current: Option<Current>,
+    /// Slot and length of the last chunk; and of the next one, if the last two were alike.
+    last: Option<(u32, usize)>,
+    expected: Option<(u32, usize)>,
+    /// Bytes that came in the place of what was expected.
+    surplus: Vec<u8>,
     /// Where bytes go that nobody wants.
     scrap: Vec<u8>,
     down: Option<String>,
@@ -98,6 +103,9 @@ impl TcpLink {
             header: [0; CHUNK_HEADER],
             header_length: 0,
             current: None,
+            last: None,
+            expected: None,
+            surplus: Vec::new(),
             scrap: Vec::new(),
             down: None,
             told: false,
@@ -143,7 +151,7 @@ impl TcpLink {
             let mut gather = Gather::default();
             let mut wanted = 0;
             let mut skip = self.begun;
-            for queued in self.queue.iter().take(CHUNKS_PER_WRITE) {
+            for queued in self.queue.iter().take(MAX_GATHER / 2) {
                 let header = &queued.header[skip.min(CHUNK_HEADER)..];
                 gather.bytes(header);
                 wanted += header.len();
@@ -185,8 +193,11 @@ impl TcpLink {
 
     /// Reads once. True if the socket may have more.
     fn read(&mut self, events: &mut Vec<Event>, taken: &mut usize) -> io::Result<bool> {
+        if self.current.is_none() && self.header_length == 0 {
+            return self.read_header(events, taken);
+        }
         let mut scatter = Scatter::default();
-        let mut wanted = 0;
+        let mut wanted = CHUNK_HEADER - self.header_length;
         if let Some(current) = self.current {
             match self.mirrors.get(&current.slot) {
                 Some(mirror) if !mirror.dropped => {
@@ -199,48 +210,116 @@ impl TcpLink {
             }
             wanted += current.left;
         }
-        let room = CHUNK_HEADER - self.header_length;
         scatter.bytes(&mut self.header[self.header_length..]);
         let got = self.socket.receive_scatter(&scatter)?;
         *taken += got;
-        let mut left = got;
-        if let Some(current) = &mut self.current {
-            let landed = left.min(current.left);
-            left -= landed;
-            current.left -= landed;
-            let (slot, done) = (current.slot, current.left == 0);
-            if done {
-                self.current = None;
-            }
-            if landed > 0
-                && let Some(mirror) = self.mirrors.get_mut(&slot).filter(|m| !m.dropped)
-            {
-                mirror.next += landed as u64;
-                let to = mirror.next;
-                match events.last_mut() {
-                    Some(Event::Arrived {
-                        slot: last,
-                        to: up_to,
-                    }) if *last == slot => *up_to = to,
-                    _ => events.push(Event::Arrived { slot, to }),
-                }
-            }
-        }
-        self.header_length += left;
+        let landed = self.landed(got, events);
+        self.header_length += got - landed;
         if self.header_length == CHUNK_HEADER {
-            self.header_length = 0;
-            let header = self.header;
-            self.chunk(&header, events)?;
+            self.chunk(events)?;
             return Ok(true);
         }
-        Ok(got == wanted + room)
+        Ok(got == wanted)
+    }
+
+    /// Reads a header. When the last chunks were alike, the bytes of another such one are read along with it, to where they
+    /// belong if it is: a single message then takes one system call.
+    fn read_header(&mut self, events: &mut Vec<Event>, taken: &mut usize) -> io::Result<bool> {
+        let mut scatter = Scatter::default();
+        scatter.bytes(&mut self.header);
+        let expected = self.expected.and_then(|(slot, length)| {
+            let mirror = self.mirrors.get(&slot).filter(|mirror| !mirror.dropped)?;
+            (mirror.room - mirror.next >= length as u64).then_some((slot, length, mirror))
+        });
+        if let Some((_, length, mirror)) = expected {
+            scatter.ring(&mirror.region, mirror.next, length);
+        }
+        let got = self.socket.receive_scatter(&scatter)?;
+        *taken += got;
+        let expected = expected.map(|(slot, length, mirror)| (slot, length, mirror.next));
+        self.header_length = got.min(CHUNK_HEADER);
+        if self.header_length < CHUNK_HEADER {
+            return Ok(false);
+        }
+        self.chunk(events)?;
+        let Some((slot, length, position)) = expected else {
+            return Ok(true);
+        };
+        let extra = got - CHUNK_HEADER;
+        let landed = match self.current {
+            Some(current) if current.slot == slot => self.landed(extra, events),
+            _ => 0,
+        };
+        if landed < extra {
+            // Not such a chunk after all: what lies there is the beginning of what follows.
+            self.surplus.resize(extra - landed, 0);
+            let region = &self.mirrors[&slot].region;
+            copy_out(region, position + landed as u64, &mut self.surplus);
+            self.take_surplus(events)?;
+        }
+        Ok(extra == length)
+    }
+
+    /// Up to `got` bytes of the present chunk are where they belong. Returns how many those were.
+    fn landed(&mut self, got: usize, events: &mut Vec<Event>) -> usize {
+        let Some(current) = &mut self.current else {
+            return 0;
+        };
+        let landed = got.min(current.left);
+        current.left -= landed;
+        let slot = current.slot;
+        if current.left == 0 {
+            self.current = None;
+        }
+        if landed > 0
+            && let Some(mirror) = self.mirrors.get_mut(&slot).filter(|m| !m.dropped)
+        {
+            mirror.next += landed as u64;
+            let to = mirror.next;
+            match events.last_mut() {
+                Some(Event::Arrived {
+                    slot: last,
+                    to: up_to,
+                }) if *last == slot => *up_to = to,
+                _ => events.push(Event::Arrived { slot, to }),
+            }
+        }
+        landed
+    }
+
+    /// Puts bytes where they belong that were read to where something else was expected. A few at the most, and seldom.
+    fn take_surplus(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        let surplus = std::mem::take(&mut self.surplus);
+        let mut rest = &surplus[..];
+        while !rest.is_empty() {
+            if let Some(current) = self.current {
+                let (bytes, after) = rest.split_at(rest.len().min(current.left));
+                if let Some(mirror) = self.mirrors.get(&current.slot).filter(|m| !m.dropped) {
+                    copy_in(&mirror.region, mirror.next, bytes);
+                }
+                self.landed(bytes.len(), events);
+                rest = after;
+                continue;
+            }
+            let missing = CHUNK_HEADER - self.header_length;
+            let (bytes, after) = rest.split_at(rest.len().min(missing));
+            self.header[self.header_length..][..bytes.len()].copy_from_slice(bytes);
+            self.header_length += bytes.len();
+            rest = after;
+            if self.header_length == CHUNK_HEADER {
+                self.chunk(events)?;
+            }
+        }
+        self.surplus = surplus;
+        Ok(())
     }
 
     /// A header is complete.
-    fn chunk(&mut self, header: &[u8; CHUNK_HEADER], events: &mut Vec<Event>) -> io::Result<()> {
+    fn chunk(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        self.header_length = 0;
         let bad = |text: String| Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        let chunk =
-            Chunk::decode(header).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        let chunk = Chunk::decode(&self.header)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         if let Some(control) = chunk.control {
             events.push(Event::Remote(control));
         }
@@ -266,10 +345,13 @@ impl TcpLink {
                 mirror.next, mirror.room
             ));
         }
-        self.current = Some(Current {
-            slot,
-            left: length as usize,
-        });
+        let length = length as usize;
+        self.expected = match self.last == Some((slot, length)) && length <= MAX_EXPECTED {
+            true => self.last,
+            false => None,
+        };
+        self.last = Some((slot, length));
+        self.current = Some(Current { slot, left: length });
         Ok(())
     }
 }

@@ -184,17 +184,18 @@ impl<N: Network> Relay<N> {
 
     /// One pass over everything that may have something to do; `now` never goes back. True if anything had.
     pub fn step(&mut self, now: Nanos) -> bool {
-        let mut busy = false;
+        // What applications sent goes out before anything else is looked at; what comes is answered with the next
+        // pass, which an application that has read it makes at once.
+        let mut busy = self.take_news(now);
+        for p in 0..self.peers.len() {
+            self.flush(p, now);
+        }
         for p in 0..self.peers.len() {
             busy |= self.poll_link(p, now);
         }
-        busy |= self.take_news(now);
         if now >= self.slow_due {
             self.slow_due = now + SLOW;
             busy |= self.slow(now);
-        }
-        for p in 0..self.peers.len() {
-            self.flush(p, now);
         }
         busy
     }
@@ -373,7 +374,8 @@ impl<N: Network> Relay<N> {
 
     fn take_news(&mut self, now: Nanos) -> bool {
         let mut slots = Vec::new(); // allocates nothing while there is no news
-        self.news.take(|slot| slots.push(slot));
+        self.news
+            .take(self.rings.news_slots(), |slot| slots.push(slot));
         for slot in &slots {
             for at in self.rings.with_news(*slot).to_vec() {
                 self.look_at(at, now);

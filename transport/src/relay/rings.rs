@@ -63,6 +63,8 @@ pub(super) struct Rings {
     pub inn: Vec<Option<Inbound>>,
     by_ends: HashMap<[Address; 2], At>,
     by_news: HashMap<u32, Vec<At>>,
+    /// One more than the highest slot with news.
+    news_slots: u32,
     pub swept: usize,
     pub sweep_due: Nanos,
 }
@@ -81,14 +83,25 @@ impl Rings {
         self.by_news.get(&slot).map_or(&[], |all| all)
     }
 
+    /// All news is of slots below this.
+    pub fn news_slots(&self) -> u32 {
+        self.news_slots
+    }
+
+    fn watch(&mut self, ring: &Ring, at: At) {
+        let slot = news_of(ring);
+        self.news_slots = self.news_slots.max(slot + 1);
+        let all = self.by_news.entry(slot).or_default();
+        if !all.contains(&at) {
+            all.push(at);
+        }
+    }
+
     pub fn add_out(&mut self, ring: Outbound) -> usize {
         let index = self.out.len();
         let at = At::Out(index);
         self.by_ends.insert(ring.ends, at);
-        self.by_news
-            .entry(news_of(ring.reader.ring()))
-            .or_default()
-            .push(at);
+        self.watch(ring.reader.ring(), at);
         self.out.push(Some(ring));
         index
     }
@@ -103,12 +116,7 @@ impl Rings {
 
     /// A mirror is there for an inbound ring.
     pub fn set_writer(&mut self, index: usize, writer: MirrorWriter) {
-        let news = news_of(writer.ring());
-        let at = At::In(index);
-        let all = self.by_news.entry(news).or_default();
-        if !all.contains(&at) {
-            all.push(at);
-        }
+        self.watch(writer.ring(), At::In(index));
         if let Some(ring) = &mut self.inn[index] {
             ring.ring = writer.ring().uuid();
             ring.writer = Some(writer);

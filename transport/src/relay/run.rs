@@ -68,7 +68,7 @@ impl Relay<TcpNetwork> {
                 link.kick();
             }
         }
-        if !self.news.announce_sleep() {
+        if !self.news.announce_sleep(self.rings.news_slots()) {
             return;
         }
         let (mut readable, mut writable) = (vec![self.news.doorbell()], Vec::new());
