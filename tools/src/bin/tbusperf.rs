@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tbus_tools::perf::bench::Length;
+use tbus_tools::perf::channel::Way;
 use tbus_tools::perf::options::{self, Cpus, Options};
 use tbus_tools::perf::report::Kind;
 use tbus_tools::perf::run::Outputs;
@@ -77,6 +78,7 @@ Examples:
   tbusperf lat --size 64 --rate 200k --duration 10s
                                                   200,000 messages a second: corrected and raw
   tbusperf lat --svg lat.svg --hgrm lat/          a picture, and percentile texts for other plotters
+  tbusperf lat --remote --embedded                over TCP to another host (both are this machine)
   tbusperf lat --json > lat.json                  everything; for scripts, and for tbusperf compare
 
 Columns: as perftest's, in nanoseconds. docs/performance.md describes the JSON.")]
@@ -91,6 +93,7 @@ Examples:
   tbusperf rate --size 8,64,256,1K,4K,64K         several sizes
   tbusperf rate --size 64 --duration 10s          ten seconds
   tbusperf rate --size 1M --capacity 16M          large messages need a large ring
+  tbusperf rate --remote --embedded               over TCP to another host (both are this machine)
   tbusperf rate --svg rate.svg                    a picture
   tbusperf rate --json > rate.json                everything; for scripts, and for tbusperf compare")]
     Rate(RateArguments),
@@ -173,6 +176,34 @@ struct Channel {
     /// Capacity of each ring, bytes
     #[arg(long, value_name = "BYTES", value_parser = options::parse_bytes, default_value = "1M")]
     capacity: u64,
+    /// Put the two processes on two hosts, both on this machine, with relays between them; a bare TCP connection is
+    /// the limit then
+    #[arg(long)]
+    remote: bool,
+    /// What the relays use
+    #[arg(long, requires = "remote", default_value = "tcp")]
+    transport: TransportName,
+    /// Run the relays in the two processes' own loops, not as two tbusd
+    #[arg(long, requires = "remote")]
+    embedded: bool,
+}
+
+/// A transport that this version has.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum TransportName {
+    /// TCP, on loopback
+    Tcp,
+}
+
+impl Channel {
+    fn way(&self) -> Way {
+        let TransportName::Tcp = self.transport;
+        match (self.remote, self.embedded) {
+            (false, _) => Way::Local,
+            (true, true) => Way::Embedded,
+            (true, false) => Way::Daemons,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -218,12 +249,14 @@ fn measure(
     common: Common,
     hgrm: Option<PathBuf>,
 ) -> Result<()> {
+    let way = channel.way();
     let count = channel.count.map(Length::Count);
     let options = Options {
         command: std::env::args().collect(),
         sizes: channel.size,
         length: count.or(channel.duration.map(Length::Time)),
         rate,
+        way,
         rounds: common.rounds,
         cpus: common.cpus.map_or_else(Cpus::first_two, Ok)?.pinned(),
         capacity: channel.capacity,
@@ -260,6 +293,9 @@ fn run(cli: Cli) -> Result<bool> {
                 duration: None,
                 // There are rings, but no message goes through them.
                 capacity: 1 << 16,
+                remote: false,
+                transport: TransportName::Tcp,
+                embedded: false,
             };
             measure(Kind::Limit, channel, None, a.common, a.hgrm)
         }

@@ -1,6 +1,6 @@
 //! Two processes with the channel under test between them, and what can be timed with them.
 
-use super::channel::{self, End};
+use super::channel::{self, End, Way};
 use super::clock::{Clock, ticks};
 use super::limit::Shared;
 use super::schedule::{self, Scheduled};
@@ -89,14 +89,14 @@ pub struct Bench {
 
 impl Bench {
     /// Starts the second process. `cpus`: what the two are pinned to; `capacity`: of each ring, bytes.
-    pub fn new(cpus: Option<[usize; 2]>, capacity: u64) -> Result<Bench> {
+    pub fn new(cpus: Option<[usize; 2]>, capacity: u64, way: Way) -> Result<Bench> {
         watch::start()?;
         if let Some([cpu, _]) = cpus {
             pin(cpu)?;
         }
         let scratch = Scratch::new("perf")?;
         watch::remove_if_stopped(scratch.directory().path());
-        let (end, second) = channel::open_first(&scratch, capacity)?;
+        let (end, second) = channel::open_first(&scratch, capacity, way)?;
         let shared = Shared::open(&scratch.join("limit"))?;
         let worker = Worker::start(scratch.directory().path(), &second, cpus.map(|c| c[1]))?;
         Ok(Bench {
@@ -152,6 +152,7 @@ impl Bench {
             count: blocks * block,
             size,
         })?;
+        self.end.connect()?;
         let payload = vec![1; size];
         let mut times = Vec::with_capacity(blocks as usize);
         for _ in 0..blocks {
@@ -196,6 +197,7 @@ impl Bench {
             count: parts.iter().sum(),
             size,
         })?;
+        self.end.connect()?;
         let times = schedule::run(&mut self.end, &self.clock, rate, parts, &vec![1; size])?;
         self.worker.done()?;
         Ok(times)
@@ -207,6 +209,7 @@ impl Bench {
         let (mut messages, mut ns) = (0, 0.0);
         for count in Chunks::new(length) {
             self.worker.start_job(Job::Sink { count, size })?;
+            self.end.connect()?;
             let begun = ticks();
             for _ in 0..count {
                 self.end.send(&payload)?;
@@ -217,6 +220,43 @@ impl Bench {
             self.worker.done()?;
         }
         Ok((messages, messages as f64 * 1e9 / ns))
+    }
+
+    /// Median one-way time of `size` bytes over the bare connection, ns, after a tenth as warm-up.
+    pub fn raw_latency(&mut self, count: u64, size: usize) -> Result<f64> {
+        let blocks = count.div_ceil(BLOCK);
+        self.worker.start_job(Job::RawEcho {
+            count: blocks * BLOCK,
+            size,
+        })?;
+        let raw = self.end.raw.as_mut().ok_or("there is no bare connection")?;
+        let mut bytes = vec![1; size];
+        let mut times = Vec::new();
+        for _ in 0..blocks {
+            let begun = ticks();
+            for _ in 0..BLOCK {
+                raw.send(&bytes)?;
+                raw.take(&mut bytes)?;
+            }
+            times.push(ticks() - begun);
+        }
+        self.worker.done()?;
+        Ok(self.typical(&times[times.len() / 10..]))
+    }
+
+    /// Pieces of `size` bytes a second over the bare connection, one write and one read each.
+    pub fn raw_stream(&mut self, count: u64, size: usize) -> Result<f64> {
+        self.worker.start_job(Job::RawSink { count, size })?;
+        let raw = self.end.raw.as_mut().ok_or("there is no bare connection")?;
+        let bytes = vec![1; size];
+        let begun = ticks();
+        for _ in 0..count {
+            raw.send(&bytes)?;
+        }
+        raw.take(&mut [0])?;
+        let ns = self.clock.ns(ticks() - begun);
+        self.worker.done()?;
+        Ok(count as f64 * 1e9 / ns)
     }
 
     /// Median of the one-way times of blocks of [`BLOCK`] round trips, ns: free of the clock's resolution and cost.

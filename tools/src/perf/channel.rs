@@ -2,25 +2,62 @@
 //! knows [`End`] only, so another way to connect them is written here.
 
 use super::Result;
+use super::remote::{Daemon, Embedded, RawTcp, attach, free_ports, make_hosts};
 use super::scratch::Scratch;
 use std::path::Path;
 use tbus::{
     Address, Directory, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
 };
 
+/// What connects the two processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// Two rings.
+    #[default]
+    Local,
+    /// Two hosts on this machine, with relays over TCP in the two processes' own loops.
+    Embedded,
+    /// Two hosts on this machine, with a `tbusd` each over TCP.
+    Daemons,
+}
+
+impl Way {
+    /// For people and for files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Local => "local",
+            Way::Embedded => "remote, tcp on loopback, embedded relays",
+            Way::Daemons => "remote, tcp on loopback, two tbusd",
+        }
+    }
+}
+
+/// Messages that a stream sends between two passes of an embedded relay: an application has more to do than to relay.
+const MESSAGES_PER_PASS: u32 = 64;
+
 /// One end of the channel under test.
 #[derive(Debug)]
 pub struct End {
     sender: Sender,
     receiver: Receiver,
+    relay: Option<Embedded>,
+    /// Sent since the relay's last pass.
+    sent: u32,
+    /// The limit beside a remote channel.
+    pub raw: Option<RawTcp>,
+    _daemons: Vec<Daemon>,
 }
 
-/// What connects the two processes, for people and for files.
-pub const NAME: &str = "local";
+/// Makes the channel in the scratch directory. Returns the first process's end, and the arguments with which the second
+/// one gets its own.
+pub fn open_first(scratch: &Scratch, capacity: u64, way: Way) -> Result<(End, Vec<String>)> {
+    match way {
+        Way::Local => open_local(scratch, capacity),
+        Way::Embedded | Way::Daemons => open_remote(scratch, capacity, way),
+    }
+}
 
-/// Makes the channel, two rings in the scratch directory. Returns the first process's end, and the arguments with
-/// which the second one gets its own.
-pub fn open_first(scratch: &Scratch, capacity: u64) -> Result<(End, Vec<String>)> {
+fn open_local(scratch: &Scratch, capacity: u64) -> Result<(End, Vec<String>)> {
     let make = |slot| {
         let spec = RingSpec {
             lock_slot: slot,
@@ -29,39 +66,133 @@ pub fn open_first(scratch: &Scratch, capacity: u64) -> Result<(End, Vec<String>)
         Ring::create(scratch.directory(), &spec)
     };
     let (there, back) = (make(0)?, make(1)?);
-    let end = End::new(&there, &back)?;
+    let end = End::local(&there, &back)?;
     Ok((end, vec![there.uuid().to_string(), back.uuid().to_string()]))
+}
+
+fn open_remote(scratch: &Scratch, capacity: u64, way: Way) -> Result<(End, Vec<String>)> {
+    let (path, ports) = (scratch.directory().path(), free_ports()?);
+    make_hosts(path, capacity, ports)?;
+    let (raw, address) = RawTcp::listen()?;
+    let daemons = match way {
+        Way::Daemons => [0, 1]
+            .map(|host| Daemon::start(path, host, ports, None))
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?,
+        _ => Vec::new(),
+    };
+    let end = End::remote(
+        path,
+        0,
+        (way == Way::Embedded).then_some(ports),
+        raw,
+        daemons,
+    )?;
+    let mut arguments = vec![address.to_string()];
+    arguments.extend(ports.map(|port| port.to_string()));
+    arguments.push((way == Way::Embedded).to_string());
+    Ok((end, arguments))
 }
 
 /// The second process's end, by the arguments of [`open_first`].
 pub fn open_second(directory: &Path, arguments: &[String]) -> Result<End> {
-    let [incoming, outgoing] = arguments else {
-        return Err("the two rings are missing".into());
-    };
-    let directory = Directory::open(directory)?;
-    let open = |uuid: &str| -> Result<Ring> {
-        let uuid: Uuid = uuid.parse()?;
-        Ok(Ring::open(&directory, uuid)?)
-    };
-    End::new(&open(outgoing)?, &open(incoming)?)
+    match arguments {
+        [incoming, outgoing] => {
+            let directory = Directory::open(directory)?;
+            let open = |uuid: &str| -> Result<Ring> {
+                let uuid: Uuid = uuid.parse()?;
+                Ok(Ring::open(&directory, uuid)?)
+            };
+            End::local(&open(outgoing)?, &open(incoming)?)
+        }
+        [raw, first, second, embedded] => {
+            let ports = [first.parse()?, second.parse()?];
+            let embedded: bool = embedded.parse()?;
+            let raw = RawTcp::connect(raw)?;
+            End::remote(directory, 1, embedded.then_some(ports), raw, Vec::new())
+        }
+        _ => Err("the channel is missing".into()),
+    }
 }
 
 impl End {
-    fn new(outgoing: &Ring, incoming: &Ring) -> Result<End> {
+    fn local(outgoing: &Ring, incoming: &Ring) -> Result<End> {
         outgoing.prefault();
         incoming.prefault();
         Ok(End {
             sender: outgoing.sender()?,
             receiver: incoming.receiver()?,
+            relay: None,
+            sent: 0,
+            raw: None,
+            _daemons: Vec::new(),
         })
+    }
+
+    fn remote(
+        scratch: &Path,
+        host: usize,
+        embedded: Option<[u16; 2]>,
+        raw: RawTcp,
+        daemons: Vec<Daemon>,
+    ) -> Result<End> {
+        let (bus, sender, receiver) = attach(scratch, host)?;
+        let relay = embedded
+            .map(|ports| Embedded::new(bus, host, ports))
+            .transpose()?;
+        Ok(End {
+            sender,
+            receiver,
+            relay,
+            sent: 0,
+            raw: Some(raw),
+            _daemons: daemons,
+        })
+    }
+
+    /// Gets ready: the relays may have lost each other while nobody ran them.
+    pub fn connect(&mut self) -> Result<()> {
+        match &mut self.relay {
+            Some(relay) => relay.connect(),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the relay do what is left, as an application's loop would: what was sent must leave before the process waits
+    /// for something else.
+    pub fn settle(&mut self) {
+        if let Some(relay) = &mut self.relay {
+            for _ in 0..100 {
+                relay.step();
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        if let Some(relay) = &mut self.relay {
+            relay.step();
+            self.sent = 0;
+        }
     }
 
     /// Sends a message if there is room.
     #[inline(always)]
     pub fn try_send(&mut self, payload: &[u8]) -> Result<bool> {
         match self.sender.try_send(payload) {
-            Ok(()) => Ok(true),
-            Err(TrySendError::Full) => Ok(false),
+            Ok(()) => {
+                if self.relay.is_some() {
+                    self.sent += 1;
+                    if self.sent >= MESSAGES_PER_PASS {
+                        self.step();
+                    }
+                }
+                Ok(true)
+            }
+            Err(TrySendError::Full) => {
+                self.step();
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -91,7 +222,10 @@ impl End {
                 message.release();
                 Ok(true)
             }
-            Err(TryRecvError::Empty) => Ok(false),
+            Err(TryRecvError::Empty) => {
+                self.step();
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::bench::{Bench, Length};
-use super::channel;
+use super::channel::Way;
 use super::machine::Machine;
 use super::options::Options;
 use super::report::{FORMAT, Kind, Regime, Report, Row, Settings, VERSION};
@@ -17,6 +17,8 @@ const SAME_REGIME: f64 = 1.2;
 const LINE_TRIPS: u64 = 100_000;
 /// Messages a round of a latency measurement, unless told.
 const SINGLE_MESSAGES: u64 = 200_000;
+/// The same over TCP.
+const REMOTE_MESSAGES: u64 = 20_000;
 /// Seconds a round of a measurement at a given rate, unless told.
 pub const SECONDS_AT_RATE: f64 = 1.0;
 /// The largest slot of the copy limit: enough of them fit into its area to keep both sides busy.
@@ -50,7 +52,7 @@ impl Run<'_> {
         let progress = ProgressBar::new((options.sizes.len() * options.rounds) as u64);
         Ok(Run {
             options,
-            bench: Bench::new(options.cpus, options.capacity)?,
+            bench: Bench::new(options.cpus, options.capacity, options.way)?,
             progress: progress.with_style(style),
             line: Series::default(),
             line_times: Times::default(),
@@ -121,7 +123,7 @@ impl Run<'_> {
                 .as_secs(),
             machine: Machine::this(),
             settings: Settings {
-                channel: channel::NAME.into(),
+                channel: options.way.name().into(),
                 ring_bytes: options.capacity,
                 cpus: options.cpus,
                 rounds: options.rounds,
@@ -175,8 +177,23 @@ pub fn latencies(options: &Options) -> Result<Report> {
 
 fn one_at_a_time(bench: &mut Bench, row: &mut Row, options: &Options) -> Result<()> {
     let length = options.length_of_round();
-    let length = length.unwrap_or(Length::Count(SINGLE_MESSAGES));
+    let remote = options.way != Way::Local;
+    let usual = if remote {
+        REMOTE_MESSAGES
+    } else {
+        SINGLE_MESSAGES
+    };
+    let length = length.unwrap_or(Length::Count(usual));
+    let raw = match remote {
+        true => bench.raw_latency(REMOTE_MESSAGES, row.bytes.max(1))?,
+        false => 0.0,
+    };
     let (times, typical) = bench.latency(length, row.bytes)?;
+    if remote {
+        let raw = (raw + bench.raw_latency(REMOTE_MESSAGES, row.bytes.max(1))?) / 2.0;
+        row.push("raw_tcp", raw);
+        row.push("over_raw_tcp", typical / raw);
+    }
     row.push("typical", typical);
     push_percentiles(row, &times);
     row.iterations += times.count();
@@ -219,6 +236,10 @@ pub fn rates(options: &Options) -> Result<Report> {
         let length = length.unwrap_or(Length::Count(messages_by_size(1 << 30, *size)));
         let copies = messages_by_size(1 << 29, *size);
         let copy_size = (*size).clamp(64, LARGEST_COPY);
+        if options.way != Way::Local {
+            rows.push(run.rounds(*size, |bench, row| remote_stream(bench, row, length))?);
+            continue;
+        }
         rows.push(run.rounds(*size, |bench, row| {
             let before = bench.copies(copies, copy_size)?;
             let (messages, rate) = bench.stream(length, *size)?;
@@ -232,6 +253,21 @@ pub fn rates(options: &Options) -> Result<Report> {
         })?);
     }
     run.report(Kind::Rate, rows)
+}
+
+/// A stream to another host, the bare connection beside it.
+fn remote_stream(bench: &mut Bench, row: &mut Row, length: Length) -> Result<()> {
+    let size = row.bytes.max(1);
+    let pieces = messages_by_size(1 << 26, size);
+    let before = bench.raw_stream(pieces, size)?;
+    let (messages, rate) = bench.stream(length, row.bytes)?;
+    let raw = (before + bench.raw_stream(pieces, size)?) / 2.0;
+    row.iterations += messages;
+    row.push("per_second", rate);
+    row.push("bytes_per_second", rate * row.bytes as f64);
+    row.push("raw_tcp_per_second", raw);
+    row.push("over_raw_tcp_rate", rate / raw);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod options;
 pub mod output;
 pub mod pictures;
 pub mod plot;
+pub mod remote;
 pub mod report;
 pub mod run;
 pub mod schedule;

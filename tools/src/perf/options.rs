@@ -1,6 +1,7 @@
 //! What a measurement takes, read from the command line and checked before anything is started.
 
 use super::bench::Length;
+use super::channel::Way;
 use super::limit::COPY_AREA;
 use super::measure::SECONDS_AT_RATE;
 use super::report::Kind;
@@ -26,6 +27,8 @@ pub struct Options {
     pub length: Option<Length>,
     /// Messages a second, for an open loop.
     pub rate: Option<f64>,
+    /// What connects the two processes.
+    pub way: Way,
     /// Rounds.
     pub rounds: usize,
     /// Processors of the first and the second process; `None`: wherever the system puts them.

@@ -40,8 +40,9 @@ fn heading(report: &Report) -> String {
         None => "not pinned".into(),
     };
     format!(
-        "{}\ntwo processes {cpus}; regime {}: a cache line takes {} ns one way\n\n",
+        "{}\n{}; two processes {cpus}; regime {}: a cache line takes {} ns one way\n\n",
         report.machine,
+        report.settings.channel,
         report.regime.name(),
         report.line.spread(1)
     )
@@ -148,7 +149,12 @@ fn latencies(report: &Report) -> String {
             text += &not_kept_up(report, rate);
         }
     }
+    let remote = report
+        .sizes
+        .iter()
+        .any(|row| row.figure("raw_tcp").median().is_some());
     let names: &[_] = match report.settings.message_rate {
+        None if remote => &["typical", "p99", "p99.9", "raw_tcp", "over_raw_tcp"],
         None => &["typical", "p99", "p99.9", "line", "over_line"],
         Some(_) => &["typical", "p99", "raw_p99", "line", "over_line"],
     };
@@ -162,6 +168,10 @@ fn latencies(report: &Report) -> String {
             text,
             "typical: median over blocks of {BLOCK} round trips, like the line's; the percentiles are of single ones."
         );
+    }
+    if remote {
+        text += "bare TCP: the same bytes over one connection between the two processes, polled alike, before and after: the limit.\n";
+        return text;
     }
     text + "line: cache-line ping-pong, before and after each round: the limit. ÷ line: typical, in lines.\n"
 }
@@ -184,6 +194,23 @@ fn not_kept_up(report: &Report, rate: f64) -> String {
 }
 
 fn rates(report: &Report) -> String {
+    if report
+        .sizes
+        .iter()
+        .any(|row| row.figure("raw_tcp_per_second").median().is_some())
+    {
+        let names = [
+            "per_second",
+            "bytes_per_second",
+            "raw_tcp_per_second",
+            "over_raw_tcp_rate",
+        ];
+        return format!(
+            "A stream of messages, by round: median (lowest–highest)\n{}\n\
+             bare TCP: the same bytes over one connection between the two processes, a write and a read for each message.\n",
+            by_round(report, &names)
+        );
+    }
     let names = [
         "per_second",
         "bytes_per_second",

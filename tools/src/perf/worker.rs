@@ -38,6 +38,20 @@ pub enum Job {
         /// Payload bytes each.
         size: usize,
     },
+    /// `count` pieces come over the bare connection and are sent back.
+    RawEcho {
+        /// Pieces.
+        count: u64,
+        /// Bytes each.
+        size: usize,
+    },
+    /// `count` pieces come over the bare connection, and a byte acknowledges the last one.
+    RawSink {
+        /// Pieces.
+        count: u64,
+        /// Bytes each.
+        size: usize,
+    },
 }
 
 impl Job {
@@ -47,6 +61,8 @@ impl Job {
             Job::Copy { count, size } => format!("copy {count} {size}"),
             Job::Echo { count, size } => format!("echo {count} {size}"),
             Job::Sink { count, size } => format!("sink {count} {size}"),
+            Job::RawEcho { count, size } => format!("raw-echo {count} {size}"),
+            Job::RawSink { count, size } => format!("raw-sink {count} {size}"),
         }
     }
 
@@ -62,6 +78,8 @@ impl Job {
             "copy" => Some(Job::Copy { count, size }),
             "echo" => Some(Job::Echo { count, size }),
             "sink" => Some(Job::Sink { count, size }),
+            "raw-echo" => Some(Job::RawEcho { count, size }),
+            "raw-sink" => Some(Job::RawSink { count, size }),
             _ => None,
         }
     }
@@ -185,17 +203,37 @@ pub fn run(directory: &Path, channel: &[String], cpu: Option<usize>) -> Result<(
                 shared.copy(1, count, size);
             }
             Job::Echo { count, size } => {
+                end.connect()?;
                 let payload = vec![1; size];
                 for _ in 0..count {
                     end.take()?;
                     end.send(&payload)?;
                 }
+                end.settle();
             }
             Job::Sink { count, .. } => {
+                end.connect()?;
                 for _ in 0..count {
                     end.take()?;
                 }
                 end.send(&[])?;
+                end.settle();
+            }
+            Job::RawEcho { count, size } => {
+                let mut bytes = vec![0; size];
+                let raw = end.raw.as_mut().ok_or("there is no bare connection")?;
+                for _ in 0..count {
+                    raw.take(&mut bytes)?;
+                    raw.send(&bytes)?;
+                }
+            }
+            Job::RawSink { count, size } => {
+                let mut bytes = vec![0; size];
+                let raw = end.raw.as_mut().ok_or("there is no bare connection")?;
+                for _ in 0..count {
+                    raw.take(&mut bytes)?;
+                }
+                raw.send(&[1])?;
             }
         }
         say("done")?;

@@ -1,0 +1,256 @@
+//! Two hosts on this machine for a measurement: a bus for each process, and relays between them over TCP on loopback;
+//! and a bare TCP connection beside them, which is the limit.
+
+use super::Result;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tbus::config::parse_channels;
+use tbus::grm::{RelayEndpoint, Route, Transport};
+use tbus::manage::Manager;
+use tbus::manage_routes::RouteManager;
+use tbus::{Address, Bus, Receiver, Sender};
+use tbus_transport::relay::run::Clock;
+use tbus_transport::relay::{Relay, Settings};
+use tbus_transport::tcp_network::TcpNetwork;
+
+/// The ends of the channel, on host 0 and host 1.
+const ADDRESSES: [Address; 2] = [Address(0x101), Address(0x201)];
+/// Two relays on one idle machine find each other in milliseconds.
+const CONNECT: Duration = Duration::from_secs(20);
+
+/// Makes both hosts' maps in `scratch`, for rings of `capacity` bytes.
+pub fn make_hosts(scratch: &Path, capacity: u64, ports: [u16; 2]) -> Result<()> {
+    let text = format!(
+        "<TbusGCIM><GCIMShmKey>1</GCIMShmKey><Channels><Address>0.0.1.1</Address><Address>0.0.2.1</Address>\
+         <SendSize>{capacity}</SendSize><RecvSize>{capacity}</RecvSize></Channels></TbusGCIM>"
+    );
+    let channels =
+        parse_channels(text.as_bytes(), false, u64::MAX).map_err(|e| format!("{e:?}"))?;
+    let text = format!(
+        "<RelayMnger><RelayShmKey>2</RelayShmKey>\
+         <Relays><Addr>0.0.1.1</Addr><MConn>tcp://127.0.0.1:{}</MConn></Relays>\
+         <Relays><Addr>0.0.2.1</Addr><MConn>tcp://127.0.0.1:{}</MConn></Relays></RelayMnger>",
+        ports[0], ports[1]
+    );
+    let routes =
+        tbus::config::parse_routes(text.as_bytes(), false).map_err(|e| format!("{e:?}"))?;
+    for host in 0..2 {
+        let base = scratch.join(format!("host{host}"));
+        std::fs::create_dir(&base)?;
+        Manager::create_at(base.join("tbus.1"), &channels, Duration::ZERO)?
+            .apply(&channels, false)?;
+        RouteManager::create_at(base.join("tbus.2"), &routes, Duration::ZERO)?.apply(&routes)?;
+    }
+    Ok(())
+}
+
+/// Two ports that nobody listens at now.
+pub fn free_ports() -> Result<[u16; 2]> {
+    let listeners = [
+        TcpListener::bind("127.0.0.1:0")?,
+        TcpListener::bind("127.0.0.1:0")?,
+    ];
+    let [a, b] = &listeners;
+    Ok([a.local_addr()?.port(), b.local_addr()?.port()])
+}
+
+/// The application's two ends on a host.
+pub fn attach(scratch: &Path, host: usize) -> Result<(Bus, Sender, Receiver)> {
+    let bus = Bus::attach_at(scratch.join(format!("host{host}/tbus.1")))?;
+    let end = bus.bind(ADDRESSES[host])?;
+    let peer = ADDRESSES[1 - host];
+    let (sender, receiver) = (end.sender(peer)?, end.receiver(peer)?);
+    Ok((bus, sender, receiver))
+}
+
+/// A relay in this process's own loop.
+pub struct Embedded {
+    relay: Relay<TcpNetwork>,
+    clock: Clock,
+}
+
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Embedded")
+    }
+}
+
+impl Embedded {
+    /// The relay of `host`.
+    pub fn new(bus: Bus, host: usize, ports: [u16; 2]) -> Result<Embedded> {
+        let endpoint = |host: usize| RelayEndpoint {
+            host: "127.0.0.1".into(),
+            port: ports[host],
+        };
+        let route = Route {
+            address: ADDRESSES[1 - host],
+            created: 0,
+            endpoints: vec![endpoint(1 - host)],
+            transports: vec![Transport::Tcp],
+            description: String::new(),
+        };
+        let settings = Settings {
+            node: host as u32 + 1,
+            cluster: "tbusperf".into(),
+            endpoint: endpoint(host).to_string(),
+        };
+        let network = TcpNetwork::listen(SocketAddr::from(([127, 0, 0, 1], ports[host])), &[])?;
+        Ok(Embedded {
+            relay: Relay::new(settings, bus, vec![route], network)?,
+            clock: Clock::default(),
+        })
+    }
+
+    /// One pass of the relay.
+    #[inline]
+    pub fn step(&mut self) {
+        let now = self.clock.now();
+        self.relay.step(now);
+    }
+
+    /// Runs until both directions are mirrored.
+    pub fn connect(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        while !self.relay.is_connected() {
+            self.step();
+            if begun.elapsed() > CONNECT {
+                let status = self.relay.status(self.clock.now());
+                return Err(
+                    format!("the two relays do not find each other: {:?}", status.peers).into(),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A relay daemon of its own, ended with this.
+#[derive(Debug)]
+pub struct Daemon(Child);
+
+impl Daemon {
+    /// Starts the `tbusd` that lies beside this executable for `host`; `spin`: how long it polls.
+    pub fn start(
+        scratch: &Path,
+        host: usize,
+        ports: [u16; 2],
+        spin: Option<&str>,
+    ) -> Result<Daemon> {
+        let own = std::env::current_exe()?;
+        let tbusd = own.with_file_name("tbusd");
+        if !tbusd.exists() {
+            return Err(format!(
+                "{} is not there; build it: cargo build --release --bin tbusd",
+                tbusd.display()
+            )
+            .into());
+        }
+        let file = scratch.join(format!("host{host}.toml"));
+        let text = format!(
+            "cluster = \"tbusperf\"\nnode = {}\ngcim_key = 1\nrelay_key = 2\nlisten = \"127.0.0.1:{}\"\n\
+             metrics = \"none\"\nsecurity = \"none\"\n",
+            host + 1,
+            ports[host]
+        );
+        std::fs::write(&file, text)?;
+        let mut command = Command::new(tbusd);
+        command
+            .arg("-c")
+            .arg(&file)
+            .env("TBUS_LOG", "error")
+            .env("TBUS_SHM_DIR", scratch.join(format!("host{host}")));
+        if let Some(spin) = spin {
+            command.args(["--spin", spin]);
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        Ok(Daemon(child))
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A bare TCP connection between the two processes, polled as the relays poll theirs.
+#[derive(Debug)]
+pub enum RawTcp {
+    /// The first process's side, before it is needed.
+    Listening(TcpListener),
+    /// Either side.
+    Connected(TcpStream),
+}
+
+impl RawTcp {
+    /// The first process's side, and where the second one connects.
+    pub fn listen() -> Result<(RawTcp, SocketAddr)> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        Ok((RawTcp::Listening(listener), address))
+    }
+
+    /// The second process's side.
+    pub fn connect(address: &str) -> Result<RawTcp> {
+        Self::ready(TcpStream::connect(address)?)
+    }
+
+    fn ready(stream: TcpStream) -> Result<RawTcp> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(RawTcp::Connected(stream))
+    }
+
+    fn stream(&mut self) -> Result<&mut TcpStream> {
+        if let RawTcp::Listening(listener) = self {
+            let (stream, _) = listener.accept()?;
+            *self = Self::ready(stream)?;
+        }
+        match self {
+            RawTcp::Connected(stream) => Ok(stream),
+            RawTcp::Listening(_) => Err("the bare connection is not there".into()),
+        }
+    }
+
+    /// Writes all of `bytes`, polling.
+    pub fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let stream = self.stream()?;
+        while !bytes.is_empty() {
+            match stream.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `bytes`, polling.
+    pub fn take(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let stream = self.stream()?;
+        let mut done = 0;
+        while done < bytes.len() {
+            match stream.read(&mut bytes[done..]) {
+                Ok(0) => return Err("the bare connection was closed".into()),
+                Ok(n) => done += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}
