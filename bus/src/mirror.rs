@@ -53,7 +53,8 @@ impl MirrorWriter {
         self.publisher.publish(to).map_err(|d| self.ring.damaged(d))
     }
 
-    /// Publishes what is complete of the records in [tail, `to`), whose bytes are all there. Returns the tail.
+    /// Publishes what is complete of the records in [tail, `to`), whose bytes are all there; on damage, what is before
+    /// it. Returns the tail.
     pub fn publish_whole(&mut self, to: u64) -> Result<Cursor> {
         self.check_fork()?;
         self.publisher

@@ -387,10 +387,16 @@ impl Session {
                 }
                 _ => Ok(Demand::Nothing),
             },
-            Frame::Gap { slot, from, to } => Ok(Demand::Lost {
-                slot,
-                gap: Gap { from, to },
-            }),
+            Frame::Gap { slot, from, to } => match self.incoming.contains_key(&slot) {
+                _ if from.position > to.position || from.sequence > to.sequence => {
+                    violation(format!("a gap from {from:?} to {to:?}"))
+                }
+                false => Ok(Demand::Nothing),
+                true => Ok(Demand::Lost {
+                    slot,
+                    gap: Gap { from, to },
+                }),
+            },
             Frame::Heartbeat { number, echo } => {
                 self.peer_beat = number;
                 if echo > self.beats {

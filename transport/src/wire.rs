@@ -683,9 +683,12 @@ impl Chunk {
             return malformed(format!("no chunk has parts {parts:#x}"));
         }
         let has_data = parts & Self::HAS_DATA != 0;
-        if has_data != (1..=MAX_CHUNK as u32).contains(&length)
-            || position >= tbus::layout::MAX_POSITION
-        {
+        let lengths = if has_data {
+            1..=MAX_CHUNK as u32
+        } else {
+            0..=0
+        };
+        if !lengths.contains(&length) || position >= tbus::layout::MAX_POSITION {
             return malformed(format!("a chunk of {length} bytes at position {position}"));
         }
         let control = match parts & Self::HAS_CONTROL != 0 {

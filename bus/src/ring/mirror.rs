@@ -92,13 +92,21 @@ impl<M: Memory> Publisher<M> {
         Ok(())
     }
 
-    /// The same, but for a record that is there in part only: that one is left for later.
+    /// The same, but for a record that is there in part only: that one is left for later. On damage the records
+    /// before it are published.
     pub fn publish_whole(&mut self, to: u64) -> Result<Cursor, Damage> {
-        let end = self.walk(to)?;
+        let (end, damage) = match self.walk(to) {
+            Ok(end) => (end, None),
+            // What lies before a bad record is good.
+            Err(damage) if (self.tail.position..to).contains(&damage.position) => {
+                (self.walk(damage.position)?, Some(damage))
+            }
+            Err(damage) => return Err(damage),
+        };
         if end != self.tail {
             self.set_tail(end);
         }
-        Ok(end)
+        damage.map_or(Ok(end), Err)
     }
 
     fn walk(&self, to: u64) -> Result<Cursor, Damage> {

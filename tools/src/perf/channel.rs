@@ -32,8 +32,10 @@ impl Way {
     }
 }
 
-/// Messages that a stream sends between two passes of an embedded relay: an application has more to do than to relay.
-const MESSAGES_PER_PASS: u32 = 64;
+/// Payload bytes that a stream sends between two passes of an embedded relay.
+const BYTES_PER_PASS: usize = 1 << 16;
+/// What a message takes besides.
+const BYTES_PER_MESSAGE: usize = 16;
 
 /// One end of the channel under test.
 #[derive(Debug)]
@@ -41,8 +43,8 @@ pub struct End {
     sender: Sender,
     receiver: Receiver,
     relay: Option<Embedded>,
-    /// Sent since the relay's last pass.
-    sent: u32,
+    /// Bytes sent since the relay's last pass.
+    sent: usize,
     /// The limit beside a remote channel.
     pub raw: Option<RawTcp>,
     _daemons: Vec<Daemon>,
@@ -182,8 +184,8 @@ impl End {
         match self.sender.try_send(payload) {
             Ok(()) => {
                 if self.relay.is_some() {
-                    self.sent += 1;
-                    if self.sent >= MESSAGES_PER_PASS {
+                    self.sent += payload.len() + BYTES_PER_MESSAGE;
+                    if self.sent >= BYTES_PER_PASS {
                         self.step();
                     }
                 }

@@ -4,8 +4,8 @@
 //!
 //! - [`Event::Arrived`] comes only when all bytes below are visible to this processor, in order for each slot;
 //! - source bytes are read until [`Event::SourceDone`] passes them, so they stay put until then;
-//! - what the peer says is checked before it touches memory: bytes land only in the part of a mirror that
-//!   [`Link::set_room`] gave, in order, under the epoch of [`Link::attach_mirror`]; anything else takes the link down;
+//! - bytes land only in the part of a mirror that [`Link::set_room`] gave, whatever the peer says, and count only in order
+//!   and under the epoch of [`Link::attach_mirror`]; anything else takes the link down;
 //! - there is exactly one [`Event::Down`], and nothing after it;
 //! - after [`Link::quiesce`] nothing that was sent over the link can land any more. The [`Quiesced`] that it gives is what a
 //!   session needs to resume, so forgetting it is no longer possible.

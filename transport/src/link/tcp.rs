@@ -378,8 +378,12 @@ impl Link for TcpLink {
         }
     }
 
-    fn detach_source(&mut self, _slot: u32) {
-        // The region stays mapped as long as chunks of it may be in the queue; slots are never used twice.
+    fn detach_source(&mut self, slot: u32) {
+        // Chunks of it may be in the queue: then it stays until the link ends. Slots are never used twice.
+        let is_of = |queued: &Queued| queued.chunk.data.is_some_and(|data| data.slot == slot);
+        if !self.queue.iter().any(is_of) {
+            self.sources.remove(&slot);
+        }
     }
 
     fn detach_mirror(&mut self, slot: u32) {

@@ -18,7 +18,7 @@ use crate::network::{Control, Network};
 use crate::pairing::{Gap, SourceView};
 use crate::session::{Demand, Nanos, Start};
 use crate::wire::{self, Frame, Goodbye, Hello, Open, Refusal, Token};
-use peer::{GREETING, Greeting, HELD, PROBE, Peer, Stream, judge};
+use peer::{GREETING, GREETINGS, Greeting, HELD, PROBE, Peer, Stream, judge};
 use rings::{At, Rings};
 use std::collections::{HashMap, HashSet};
 use tbus::grm::{Grm, Route};
@@ -41,7 +41,7 @@ pub struct Settings {
     pub node: u32,
     /// Relays of other clusters are refused.
     pub cluster: String,
-    /// "host:port" as the routes of other hosts name this relay.
+    /// "tcp://host:port" as the routes of other hosts name this relay; empty: as its own routes do.
     pub endpoint: String,
 }
 
@@ -298,10 +298,13 @@ impl<N: Network> Relay<N> {
         error!(channel = %ring.name, "a mirror is given up: {error}");
         self.totals.rejected += 1;
         ring.trouble = Some(error.to_string());
-        let position = ring
-            .writer
-            .as_ref()
-            .map_or(0, |writer| writer.tail().position);
+        let position = match error {
+            tbus::Error::Damaged { damage, .. } => damage.position,
+            _ => ring
+                .writer
+                .as_ref()
+                .map_or(0, |writer| writer.tail().position),
+        };
         if let Some(slot) = ring.slot {
             let peer = &mut self.peers[ring.peer];
             if let Some(link) = &mut peer.link {
@@ -526,8 +529,11 @@ impl<N: Network> Relay<N> {
             busy = true;
         }
         while let Some(control) = self.network.accept() {
-            self.begin_greeting(control, None, now);
             busy = true;
+            // Who waits longest has said nothing; a flood of such must not take memory.
+            if self.greetings.len() < GREETINGS {
+                self.begin_greeting(control, None, now);
+            }
         }
         for mut greeting in std::mem::take(&mut self.greetings) {
             let heard = greeting.stream.poll().and_then(|_| greeting.stream.next());
@@ -583,6 +589,9 @@ impl<N: Network> Relay<N> {
         peer.dialling = false;
         if why == Goodbye::NotYours {
             peer.dial_due = now + PROBE;
+            if peer.control.is_none() && peer.trouble.is_none() {
+                peer.trouble = Some("waits to be dialled by the lower node".into());
+            }
             return;
         }
         peer.back_off(now, random);
@@ -607,9 +616,17 @@ impl<N: Network> Relay<N> {
         }]);
         if why == Goodbye::NotYours && greeting.dialled.is_none() {
             // The higher node is there, and waits to be dialled.
-            if let Some(&p) = self.by_endpoint.get(&them.endpoint) {
-                let peer = &mut self.peers[p];
-                peer.dial_due = peer.dial_due.min(now);
+            match self.by_endpoint.get(&them.endpoint) {
+                Some(&p) => self.peers[p].dial_due = self.peers[p].dial_due.min(now),
+                None => {
+                    let text = format!(
+                        "node {} has a route here, and no route leads from here to {}: add one",
+                        them.node, them.endpoint
+                    );
+                    if self.is_new(&text) {
+                        warn!("{text}");
+                    }
+                }
             }
             return;
         }
@@ -874,7 +891,7 @@ impl<N: Network> Relay<N> {
     fn report(&mut self, channel: &str, gap: Gap) {
         let messages = gap.to.sequence.saturating_sub(gap.from.sequence);
         self.totals.gaps += 1;
-        self.totals.lost_messages += messages;
+        self.totals.lost_messages = self.totals.lost_messages.saturating_add(messages);
         error!(
             channel,
             from = gap.from.position,
@@ -902,7 +919,12 @@ impl<N: Network> Relay<N> {
         };
         let (store, gap) = match self.peers[p].session.start(resume, &source) {
             Start::Stale => return,
-            Start::Refuse(why) => return self.give_up(index, &why),
+            Start::Refuse(why) => {
+                // The peer has begun already.
+                let (slot, epoch) = (resume.slot, resume.epoch);
+                self.peers[p].send(&[Frame::Close { slot, epoch }]);
+                return self.give_up(index, &why);
+            }
             Start::Go { store, gap } => (store, gap),
         };
         if let Some(gap) = gap {
@@ -1050,11 +1072,22 @@ impl<N: Network> Relay<N> {
                 };
                 let (p, slot) = (ring.peer, ring.slot);
                 let mut frames = Vec::new();
-                self.peers[p].session.end(slot, &mut frames);
-                self.peers[p].waiting.retain(|waiting| *waiting != index);
-                self.peers[p].send(&frames);
+                let peer = &mut self.peers[p];
+                peer.session.end(slot, &mut frames);
+                peer.waiting.retain(|waiting| *waiting != index);
+                peer.send(&frames);
+                if let Some(link) = &mut peer.link {
+                    link.detach_source(slot);
+                }
             }
             At::In(index) => {
+                let waiting = self.rings.inn[index]
+                    .as_mut()
+                    .and_then(|ring| Some((ring.peer, ring.wanted.take()?)));
+                if let Some((p, open)) = waiting {
+                    let text = "the ring has just been replaced".into();
+                    self.refuse(p, &open, Refusal::Ring, text);
+                }
                 let running = self.rings.inn[index]
                     .as_ref()
                     .filter(|ring| ring.slot.is_some());

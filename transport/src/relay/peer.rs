@@ -9,6 +9,8 @@ use tbus::grm::RelayEndpoint;
 
 /// A dialled or accepted connection says who is there within this time, or is closed.
 pub(super) const GREETING: Nanos = 2_000_000_000;
+/// More connections are not listened to at the same time.
+pub(super) const GREETINGS: usize = 256;
 /// The first and the longest time between two dials; a quarter of it is random.
 pub(super) const BACK_OFF: std::ops::Range<Nanos> = 20_000_000..2_000_000_000;
 /// A higher node dials so seldom, to tell a lower one that it is there.
