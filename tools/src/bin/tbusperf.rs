@@ -9,7 +9,7 @@ use tbus_tools::perf::channel::Way;
 use tbus_tools::perf::options::{self, Cpus, Options};
 use tbus_tools::perf::report::Kind;
 use tbus_tools::perf::run::Outputs;
-use tbus_tools::perf::{Result, compare, demo, run, status, worker};
+use tbus_tools::perf::{Result, compare, demo, remote, run, status, worker};
 
 #[derive(Parser)]
 #[command(
@@ -42,10 +42,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Two processes exchange a million messages each way and are killed in mid-stream; none is lost
+    /// Two processes on two hosts exchange a million messages each way; they and their relays are killed, none is lost
     ///
-    /// The parent starts two processes on two rings in a scratch directory (under /dev/shm if 64 MB are free there, else in
-    /// the temporary directory), kills each with SIGKILL once and starts it again, and accounts for every message. A
+    /// Both hosts are this machine: each has maps and rings of its own in a scratch directory (under /dev/shm if 64 MB are
+    /// free there, else in the temporary directory), and a relay; the relays mirror the rings over TCP on loopback. The
+    /// parent kills each process and each relay with SIGKILL once, starts it again, and accounts for every message. A
     /// message that a process had read but not released when it was killed is read again: that is told as `re-read`,
     /// at most one per kill. The last line is `lost 0 duplicated 0 reordered 0`, or the exit status is 1.
     Demo,
@@ -122,13 +123,13 @@ A machine changes within minutes. To compare two programs, alternate between the
     },
     /// One of the two processes of the demonstration
     #[command(hide = true)]
-    DemoPeer {
-        directory: PathBuf,
-        there: String,
-        back: String,
-        side: usize,
-        #[arg(long)]
-        cpu: Option<usize>,
+    DemoPeer { directory: PathBuf, side: usize },
+    /// A relay of the demonstration or of a measurement: what tbusd is
+    #[command(hide = true)]
+    Relay {
+        file: PathBuf,
+        #[arg(long, value_parser = humantime::parse_duration)]
+        spin: Option<Duration>,
     },
     /// The second process of a measurement
     #[command(hide = true)]
@@ -274,18 +275,8 @@ fn measure(
 fn run(cli: Cli) -> Result<bool> {
     match cli.command {
         Command::Demo => return demo::run(),
-        Command::DemoPeer {
-            directory,
-            there,
-            back,
-            side,
-            cpu,
-        } => demo::run_peer(
-            &directory,
-            [there.parse()?, back.parse()?],
-            side.min(1),
-            cpu,
-        ),
+        Command::DemoPeer { directory, side } => demo::run_peer(&directory, side.min(1)),
+        Command::Relay { file, spin } => remote::run_relay(&file, spin),
         Command::Limit(a) => {
             let channel = Channel {
                 size: a.size,

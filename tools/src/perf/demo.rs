@@ -1,12 +1,13 @@
-//! `tbusperf demo`: two processes exchange a million messages each way, are killed in mid-stream and started
-//! again, and the parent accounts for every message.
+//! `tbusperf demo`: two processes on two hosts exchange a million messages each way. Both hosts are this machine: each
+//! has maps and rings of its own, and a relay that mirrors them to the other over TCP. Processes and relays are killed in
+//! mid-stream and started again, and the parent accounts for every message.
 
 use super::Result;
 use super::audit::{Account, Audit};
 use super::clock::{Clock, ticks};
+use super::remote::{Daemon, attach, free_ports, make_hosts};
 use super::scratch::Scratch;
 use super::text::table;
-use super::worker::{pin, usable_cpus};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -15,13 +16,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tbus::{
-    Address, Directory, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
-};
+use tbus::{Receiver, Sender, TryRecvError, TrySendError};
 
 /// Messages each way in the stream, and after it one at a time for the latency.
 const STREAM: u64 = 1_000_000;
-const SINGLE: u64 = 100_000;
+const SINGLE: u64 = 1_000;
 const ALL: u64 = STREAM + SINGLE;
 const CAPACITY: u64 = 1 << 20;
 /// Bytes of a message before its filling: index, length of the filling, checksum.
@@ -31,7 +30,7 @@ const LARGEST: usize = 16 << 10;
 const TURN: usize = 32;
 /// The whole demonstration takes less, or has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
-const NAMES: [&str; 2] = ["A", "B"];
+const NAMES: [&str; 4] = ["process A", "the relay of B", "process B", "the relay of A"];
 
 /// Steps of a splitmix64 generator (Sebastiano Vigna, public domain): sizes and bytes from an index.
 fn scramble(seed: u64) -> u64 {
@@ -95,16 +94,11 @@ struct Peer {
     expected: u64,
 }
 
-/// The body of a child process. `uuids`: the ring from A to B, the ring from B to A.
-pub fn run_peer(directory: &Path, uuids: [Uuid; 2], side: usize, cpu: Option<usize>) -> Result<()> {
+/// The body of a child process: the application on host `side`.
+pub fn run_peer(directory: &Path, side: usize) -> Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
-    if let Some(cpu) = cpu {
-        pin(cpu)?;
-    }
     let audit = Audit::open(&directory.join("audit"), ALL as usize)?;
-    let directory = Directory::open(directory)?;
-    let sender = Ring::open(&directory, uuids[side])?.sender()?;
-    let receiver = Ring::open(&directory, uuids[1 - side])?.receiver()?;
+    let (_bus, sender, receiver) = attach(directory, side)?;
     let expected = receiver.next().sequence;
     audit.begin_life(1 - side, expected);
     audit.sends(side, sender.next().sequence);
@@ -239,20 +233,10 @@ struct Process {
 }
 
 impl Process {
-    fn start(
-        scratch: &Scratch,
-        uuids: [Uuid; 2],
-        side: usize,
-        cpu: Option<usize>,
-    ) -> Result<Process> {
+    fn start(scratch: &Scratch, side: usize) -> Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("demo-peer").arg(scratch.directory().path());
-        command
-            .args(uuids.map(|u| u.to_string()))
-            .arg(side.to_string());
-        if let Some(cpu) = cpu {
-            command.arg("--cpu").arg(cpu.to_string());
-        }
+        command.arg(side.to_string());
         Ok(Process {
             child: command.stdin(Stdio::null()).spawn()?,
         })
@@ -329,14 +313,6 @@ fn say(text: &str) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
-/// The first two processors that this process may use, if there are two.
-fn two_cpus() -> [Option<usize>; 2] {
-    match usable_cpus()[..] {
-        [a, b, ..] => [Some(a), Some(b)],
-        _ => [None, None],
-    }
-}
-
 /// The demonstration. False if a message was lost, duplicated, reordered or corrupted.
 pub fn run() -> Result<bool> {
     let stop = Arc::new(AtomicBool::new(false));
@@ -354,31 +330,25 @@ pub fn run() -> Result<bool> {
         scratch.why
     ));
     say(&format!(
-        "two processes exchange {STREAM} messages each way, {HEAD} to {} bytes; each is killed once and started again",
+        "two hosts, both this machine, with a relay each, TCP between them: process A → ring → relay → relay → ring → process B, and back"
+    ));
+    say(&format!(
+        "{STREAM} messages each way, {HEAD} to {} bytes; each process and each relay is killed once and started again",
         HEAD + LARGEST - 1
     ));
-    let make = |slot, from, to| {
-        let spec = RingSpec {
-            lock_slot: slot,
-            ..RingSpec::local(CAPACITY, Address(from), Address(to))
-        };
-        Ring::create(scratch.directory(), &spec)
-    };
-    let rings = [make(0, 0x101, 0x301)?, make(1, 0x301, 0x101)?];
-    let uuids = [rings[0].uuid(), rings[1].uuid()];
+    let (path, ports) = (scratch.directory().path().to_path_buf(), free_ports()?);
+    make_hosts(&path, CAPACITY, ports)?;
     let audit = Audit::open(&scratch.join("audit"), ALL as usize)?;
-    let cpus = two_cpus();
     let begun = Instant::now();
-    let start = |side: usize| Process::start(&scratch, uuids, side, cpus[side]);
+    let relay = |host: usize| Daemon::start(&path, host, ports, None);
+    let mut relays = [relay(0)?, relay(1)?];
+    let start = |side: usize| Process::start(&scratch, side);
     let mut processes = [start(0)?, start(1)?];
-    // Where each process is killed: somewhere in the middle of the stream, elsewhere in each run.
+    // Where each is killed: somewhere in the stream, elsewhere in each run.
     let now = std::time::SystemTime::now()
         .duration_since(std::time::SystemTime::UNIX_EPOCH)?
         .as_nanos() as u64;
-    let kill_at = [
-        STREAM / 5 + scramble(now) % (STREAM / 4),
-        STREAM * 11 / 20 + scramble(now + 1) % (STREAM / 4),
-    ];
+    let kill_at = [0, 1, 2, 3].map(|n| STREAM * (n + 1) / 6 + scramble(now + n) % (STREAM / 7));
     let mut progress = Progress::new();
     let mut killed = 0;
     let mut stream_time = None;
@@ -386,15 +356,27 @@ pub fn run() -> Result<bool> {
     while ended != [true; 2] {
         let done = [0, 1].map(|direction| audit.progress(direction));
         progress.set(done[0] + done[1]);
-        if killed < 2 && done[0].min(done[1]) >= kill_at[killed] {
-            let pid = processes[killed].child.id();
-            processes[killed].kill()?;
+        if killed < NAMES.len() && done[0].min(done[1]) >= kill_at[killed] {
+            let (old, new) = match killed {
+                0 | 2 => {
+                    let (side, process) = (killed / 2, &mut processes[killed / 2]);
+                    let old = process.child.id();
+                    process.kill()?;
+                    *process = start(side)?;
+                    (old, process.child.id())
+                }
+                _ => {
+                    let host = usize::from(killed == 1);
+                    let old = relays[host].id();
+                    relays[host].kill();
+                    relays[host] = relay(host)?;
+                    (old, relays[host].id())
+                }
+            };
             let [there, back] = [0, 1].map(|direction| audit.progress(direction));
-            processes[killed] = start(killed)?;
             progress.line(&format!(
-                "killed process {} (pid {pid}) with SIGKILL at message {there} from A to B, {back} from B to A; started again as pid {}",
-                NAMES[killed],
-                processes[killed].child.id()
+                "killed {} (pid {old}) with SIGKILL at message {there} from A to B, {back} from B to A; started again as pid {new}",
+                NAMES[killed]
             ));
             killed += 1;
         }
@@ -407,8 +389,8 @@ pub fn run() -> Result<bool> {
             {
                 if !status.success() {
                     return Err(format!(
-                        "process {} ended by itself: {status}; its reason stands above",
-                        NAMES[side]
+                        "{} ended by itself: {status}; its reason stands above",
+                        NAMES[2 * side]
                     )
                     .into());
                 }
@@ -423,70 +405,70 @@ pub fn run() -> Result<bool> {
                 "no end after {} s, at messages {done:?}",
                 PATIENCE.as_secs()
             );
-            return Err(format!(
-                "{why}; rings: {:?}, {:?}",
-                rings[0].status(),
-                rings[1].status()
-            )
-            .into());
+            return Err(format!("{why}; {}", rings(&path)?).into());
         }
         std::thread::sleep(Duration::from_micros(200));
     }
     if let Some(bar) = &progress.bar {
         bar.finish_and_clear();
     }
-    if killed < 2 {
+    if killed < NAMES.len() {
         return Err(
-            "a process was not killed in mid-stream; the machine was too busy: run it again".into(),
+            "not all were killed in mid-stream; the machine was too busy: run it again".into(),
         );
     }
-    report(
-        &rings,
-        &audit,
-        stream_time.unwrap_or_else(|| begun.elapsed()),
-    );
+    report(&audit, stream_time.unwrap_or_else(|| begun.elapsed()));
     let account = audit.account(0) + audit.account(1);
     Ok(conclude(account))
 }
 
+/// All rings of both hosts, for a report of what went wrong.
+fn rings(path: &Path) -> Result<String> {
+    let mut all = Vec::new();
+    for host in 0..2 {
+        let bus = tbus::Bus::attach_at(path.join(format!("host{host}/tbus.1")))?;
+        for channel in bus.gcim().snapshot()?.channels {
+            for uuid in channel.rings {
+                let ring = bus.open_ring(&channel, uuid)?;
+                all.push(format!(
+                    "host {host}, {}: {:?}",
+                    ring.kind().name(),
+                    ring.status()
+                ));
+            }
+        }
+    }
+    Ok(all.join("; "))
+}
+
 /// The table.
-fn report(rings: &[Ring; 2], audit: &Audit, time: Duration) {
+fn report(audit: &Audit, time: Duration) {
     let seconds = time.as_secs_f64();
     let bytes = |side: usize| {
         (0..STREAM)
             .map(|i| (HEAD + filling_size(side, i)) as u64)
             .sum::<u64>()
     };
-    let mut table = table(&[
-        "stream",
-        "messages",
-        "messages/s",
-        "GB/s",
-        "wake-ups",
-        "attaches",
-    ]);
+    let mut table = table(&["stream", "messages", "messages/s", "GB/s"]);
     for (side, way) in ["A to B", "B to A"].into_iter().enumerate() {
-        let status = rings[side].status();
         table.row(vec![
             way.to_string(),
             STREAM.to_string(),
             format!("{:.0}", STREAM as f64 / seconds),
             format!("{:.2}", bytes(side) as f64 / seconds / 1e9),
-            status.producer.wakes.to_string(),
-            format!(
-                "{} + {}",
-                status.producer.attaches, status.consumer.attaches
-            ),
         ]);
     }
     say(table.to_string().trim_end());
     let [p50, p99, p999] = audit.latencies().map(|tenths| tenths as f64 / 10.0);
     say(&format!(
-        "one at a time, {} bytes, {SINGLE} there and back: one-way p50 {p50:.0} ns, p99 {p99:.0} ns, p99.9 {p999:.0} ns",
-        HEAD + filling_size(0, STREAM)
+        "one at a time, {} bytes, {SINGLE} there and back: one-way p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs",
+        HEAD + filling_size(0, STREAM),
+        p50 / 1e3,
+        p99 / 1e3,
+        p999 / 1e3
     ));
     say(
-        "(each message is composed, checksummed, sent, copied out, and checked; two processes, two rings of 1 MiB)",
+        "(each message is composed, checksummed, sent, mirrored, copied out, and checked; the relays sleep when idle)",
     );
 }
 

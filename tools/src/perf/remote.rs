@@ -127,27 +127,25 @@ impl Embedded {
     }
 }
 
-/// A relay daemon of its own, ended with this.
+/// The body of a relay process: what `tbusd` does, without its log.
+pub fn run_relay(file: &Path, spin: Option<Duration>) -> Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    let options = crate::daemon::Options { spin };
+    crate::daemon::run(file, &options).map_err(|e| e.to_string().into())
+}
+
+/// A relay process, ended with this.
 #[derive(Debug)]
 pub struct Daemon(Child);
 
 impl Daemon {
-    /// Starts the `tbusd` that lies beside this executable for `host`; `spin`: how long it polls.
+    /// Starts a relay for `host`; `spin`: how long it polls.
     pub fn start(
         scratch: &Path,
         host: usize,
         ports: [u16; 2],
         spin: Option<&str>,
     ) -> Result<Daemon> {
-        let own = std::env::current_exe()?;
-        let tbusd = own.with_file_name("tbusd");
-        if !tbusd.exists() {
-            return Err(format!(
-                "{} is not there; build it: cargo build --release --bin tbusd",
-                tbusd.display()
-            )
-            .into());
-        }
         let file = scratch.join(format!("host{host}.toml"));
         let text = format!(
             "cluster = \"tbusperf\"\nnode = {}\ngcim_key = 1\nrelay_key = 2\nlisten = \"127.0.0.1:{}\"\n\
@@ -156,11 +154,11 @@ impl Daemon {
             ports[host]
         );
         std::fs::write(&file, text)?;
-        let mut command = Command::new(tbusd);
+        // This executable knows how to be one, so that it needs no other.
+        let mut command = Command::new(std::env::current_exe()?);
         command
-            .arg("-c")
+            .arg("relay")
             .arg(&file)
-            .env("TBUS_LOG", "error")
             .env("TBUS_SHM_DIR", scratch.join(format!("host{host}")));
         if let Some(spin) = spin {
             command.args(["--spin", spin]);
