@@ -329,9 +329,9 @@ pub fn run() -> Result<bool> {
         scratch.directory().path().display(),
         scratch.why
     ));
-    say(&format!(
-        "two hosts, both this machine, with a relay each, TCP between them: process A → ring → relay → relay → ring → process B, and back"
-    ));
+    say(
+        "two hosts, both this machine, with a relay each, TCP between them: process A → ring → relay → relay → ring → process B, and back",
+    );
     say(&format!(
         "{STREAM} messages each way, {HEAD} to {} bytes; each process and each relay is killed once and started again",
         HEAD + LARGEST - 1

@@ -67,7 +67,8 @@ pub struct TcpLink {
     socket: Socket,
     /// The ATTACH of who connected, as far as it is not sent.
     greeting: Vec<u8>,
-    sources: HashMap<u32, Source>,
+    /// By slot: our own numbers, which are given out from 0 on.
+    sources: Vec<Option<Source>>,
     mirrors: HashMap<u32, Mirror>,
     queue: VecDeque<Queued>,
     queued: usize,
@@ -94,7 +95,7 @@ impl TcpLink {
         TcpLink {
             socket,
             greeting: Vec::new(),
-            sources: HashMap::new(),
+            sources: Vec::new(),
             mirrors: HashMap::new(),
             queue: VecDeque::new(),
             queued: 0,
@@ -158,7 +159,9 @@ impl TcpLink {
                 skip = skip.saturating_sub(CHUNK_HEADER);
                 if let Some(data) = queued.chunk.data {
                     let (at, left) = (data.position + skip as u64, data.length as usize - skip);
-                    gather.ring(&self.sources[&data.slot].region, at, left);
+                    if let Some(source) = self.sources[data.slot as usize].as_ref() {
+                        gather.ring(&source.region, at, left);
+                    }
                     wanted += left;
                 }
                 skip = 0;
@@ -358,7 +361,11 @@ impl TcpLink {
 
 impl Link for TcpLink {
     fn attach_source(&mut self, slot: u32, region: Region, epoch: u64) {
-        self.sources.insert(slot, Source { region, epoch });
+        let index = slot as usize;
+        if index >= self.sources.len() {
+            self.sources.resize_with(index + 1, || None);
+        }
+        self.sources[index] = Some(Source { region, epoch });
     }
 
     fn attach_mirror(&mut self, slot: u32, region: Region, epoch: u64, tail: u64, room: u64) {
@@ -382,7 +389,9 @@ impl Link for TcpLink {
         // Chunks of it may be in the queue: then it stays until the link ends. Slots are never used twice.
         let is_of = |queued: &Queued| queued.chunk.data.is_some_and(|data| data.slot == slot);
         if !self.queue.iter().any(is_of) {
-            self.sources.remove(&slot);
+            if let Some(source) = self.sources.get_mut(slot as usize) {
+                *source = None;
+            }
         }
     }
 
@@ -396,7 +405,7 @@ impl Link for TcpLink {
         if self.queued >= QUEUE || self.down.is_some() {
             return false;
         }
-        let Some(source) = self.sources.get(&slot) else {
+        let Some(Some(source)) = self.sources.get(slot as usize) else {
             return false;
         };
         let epoch = source.epoch;

@@ -380,7 +380,10 @@ impl<N: Network> Relay<N> {
         self.news
             .take(self.rings.news_slots(), |slot| slots.push(slot));
         for slot in &slots {
-            for at in self.rings.with_news(*slot).to_vec() {
+            // By index: looking at one may change the list.
+            let mut index = 0;
+            while let Some(at) = self.rings.with_news(*slot).get(index).copied() {
+                index += 1;
                 self.look_at(at, now);
             }
         }
