@@ -25,7 +25,7 @@
 //!   0x200  receiver_signal  the word a receiver sleeps on, CLOSED stored by a sleeping receiver, a waker, a closer
 //!   0x280  sender_signal    the word a sender sleeps on           stored by a sleeping sender, a waker
 //!   0x300  seal             where a closed ring ends              stored by whoever closes
-//!   0x380  notes            relay: the peer mirror's uuid, head   stored by the relay
+//!   0x380  notes            the peer's uuid and head, gaps        stored by the relay
 //!   0x400  producer_info    pid, statistics                       stored by the producer, rarely
 //!   0x480  consumer_info    pid, statistics                       stored by the consumer, rarely
 //!   0x500  (unused, zero, up to data_offset)
@@ -165,6 +165,10 @@ pub(crate) struct SealLine {
 pub(crate) struct NotesLine {
     pub peer_uuid: [AtomicU64; 2],
     pub peer_head: CursorSlots,
+    /// The last gap: position and sequence of the first message lost and of the first one after them.
+    pub gap: [AtomicU64; 4],
+    /// How many gaps there were.
+    pub gaps: AtomicU64,
 }
 
 #[repr(C, align(128))]
@@ -516,6 +520,8 @@ fields! {
     "seal.end" = offset_of!(Control, seal.end), 8;
     "notes.peer_uuid" = offset_of!(Control, notes.peer_uuid), 16;
     "notes.peer_head" = offset_of!(Control, notes.peer_head), size_of::<CursorSlots>();
+    "notes.gap" = offset_of!(Control, notes.gap), 32;
+    "notes.gaps" = offset_of!(Control, notes.gaps), 8;
     "producer_info.pid" = offset_of!(Control, producer_info.pid), 4;
     "producer_info.fences" = offset_of!(Control, producer_info.fences), 4;
     "producer_info.attaches" = offset_of!(Control, producer_info.attaches), 8;

@@ -109,7 +109,7 @@ pub use {
     mirror::MirrorWriter,
     news::NewsReader,
     receiver::{Batch, Message, Receiver},
-    ring_file::{Kind, Ring, RingSpec, SideStatus, Status, Uuid},
+    ring_file::{Gap, Kind, Ring, RingSpec, SideStatus, Status, Uuid},
     sender::{Extensions, Reservation, Sender},
     shm::Region,
     source::SourceReader,

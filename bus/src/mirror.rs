@@ -5,7 +5,7 @@ use crate::layout::Cursor;
 use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
 use crate::ring::mirror::Publisher;
-use crate::ring_file::{Ring, sign};
+use crate::ring_file::{Gap, Ring, sign};
 use crate::shm::{Mapped, Region};
 use crate::wait;
 
@@ -72,6 +72,11 @@ impl MirrorWriter {
     /// ring empty. Look at [`MirrorWriter::consumed`] once more afterwards.
     pub fn want_room(&self) {
         self.publisher.want_room();
+    }
+
+    /// Notes for the application that messages are lost, see [`Ring::gap`].
+    pub fn note_gap(&mut self, gap: Gap) {
+        self.ring.note_gap(gap);
     }
 
     /// The ring.

@@ -13,7 +13,7 @@ use crate::ring::{self, Damage, Gate, check_cursor, producer};
 use crate::sender::Sender;
 use crate::shm::{Mapped, Mapping, page_size};
 use crate::source::SourceReader;
-use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed, fence};
+use crate::sync::{Acquire, AtomicU32, AtomicU64, Relaxed, Release, fence};
 use nix::fcntl::OFlag;
 use std::fmt;
 use std::fs::{File, OpenOptions, Permissions};
@@ -221,6 +221,16 @@ pub struct Status {
     pub consumer: SideStatus,
 }
 
+/// Messages that were in the memory of a receiving host and are lost with it: from the first one to the first one after
+/// them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first message lost, as far as known.
+    pub from: Cursor,
+    /// The first one that is not.
+    pub to: Cursor,
+}
+
 /// Counters of one side of a ring; diagnostics, since any process with the ring mapped can write them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -426,6 +436,40 @@ impl Ring {
             uuid[8..].copy_from_slice(&second.to_le_bytes());
             (first != 0).then_some(Uuid(uuid))
         })
+    }
+
+    /// How many gaps the relay has noted in this generation, and the last one: the receiving host lost its memory, and the
+    /// source no longer had the messages. Both applications find it here.
+    pub fn gap(&self) -> Option<(u64, Gap)> {
+        self.control(|c| {
+            let gaps = c.notes.gaps.load(Acquire); // partner: Release in note_gap
+            // Relaxed: a relay that notes another one meanwhile gives a mixture; it is a report for people.
+            let [a, b, d, e] = [0, 1, 2, 3].map(|word: usize| c.notes.gap[word].load(Relaxed));
+            let cursor = |position, sequence| Cursor { position, sequence };
+            (gaps > 0).then_some((
+                gaps,
+                Gap {
+                    from: cursor(a, b),
+                    to: cursor(d, e),
+                },
+            ))
+        })
+    }
+
+    pub(crate) fn note_gap(&self, gap: Gap) {
+        self.control(|c| {
+            let words = [
+                gap.from.position,
+                gap.from.sequence,
+                gap.to.position,
+                gap.to.sequence,
+            ];
+            for (word, value) in c.notes.gap.iter().zip(words) {
+                word.store(value, Relaxed); // published by the count
+            }
+            let gaps = c.notes.gaps.load(Relaxed); // only the relay stores it
+            c.notes.gaps.store(gaps + 1, Release); // partner: Acquire in gap
+        });
     }
 
     /// Copies the bytes between `released` and the tail of this closed ring, whose roles the caller holds: calls `write` with

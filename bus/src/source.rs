@@ -5,7 +5,7 @@ use crate::layout::Cursor;
 use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
 use crate::ring::source::Walker;
-use crate::ring_file::{Ring, Uuid, sign};
+use crate::ring_file::{Gap, Ring, Uuid, sign};
 use crate::shm::{Mapped, Region};
 use crate::wait;
 
@@ -73,6 +73,11 @@ impl SourceReader {
     /// Notes up to where the mirror's application has released.
     pub fn set_peer_head(&mut self, head: Cursor) {
         self.walker.set_peer_head(head);
+    }
+
+    /// Notes for the application that messages are lost, see [`Ring::gap`].
+    pub fn note_gap(&mut self, gap: Gap) {
+        self.ring.note_gap(gap);
     }
 
     /// The ring's data area, for a link.

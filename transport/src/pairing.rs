@@ -4,7 +4,7 @@
 //! remembers which mirror it was mirrored to: a mirror with another name has lost what the old one had.
 
 use crate::wire::Resume;
-use tbus::{Cursor, Uuid};
+use tbus::{Cursor, Gap, Uuid};
 
 /// The source's side.
 #[derive(Clone, Copy, Debug)]
@@ -17,15 +17,6 @@ pub struct SourceView {
     pub tail: Cursor,
     /// The mirror it was mirrored to last, and up to where that one's application had released.
     pub stored: Option<(Uuid, Cursor)>,
-}
-
-/// What was in a mirror that is gone, and not released there: [from, to).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// The first message lost, as far as known.
-    pub from: Cursor,
-    /// The first one that is not.
-    pub to: Cursor,
 }
 
 /// How it goes on.

@@ -5,10 +5,10 @@
 //! ring inside, so the simulator runs exactly what ships.
 
 use crate::link::Quiesced;
-use crate::pairing::{Gap, Pairing, SourceView, pair};
+use crate::pairing::{Pairing, SourceView, pair};
 use crate::wire::{Control, Frame, Goodbye, Open, Refusal, Resume, Token};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use tbus::{Cursor, Uuid};
+use tbus::{Cursor, Gap, Uuid};
 
 /// A time, nanoseconds of a clock that never goes back.
 pub type Nanos = u64;

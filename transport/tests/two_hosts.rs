@@ -309,3 +309,49 @@ fn other_clusters_and_node_numbers_are_refused_with_the_reason() {
         );
     }
 }
+
+#[test]
+fn a_gap_is_told_to_both_applications() {
+    let mut hosts = Hosts::new("gap", 1, 8192);
+    hosts.connect();
+    let (mut sender, mut receiver) = hosts.pair(0, 1);
+    let (mut sent, mut received) = (0, 0);
+    hosts.until("some messages", |_| {
+        send(&mut sender, &mut sent, 5);
+        receive(&mut receiver, &mut received);
+        received == 5
+    });
+    // These arrive, and are not received.
+    send(&mut sender, &mut sent, 8);
+    hosts.until("delivery", |_| sender.ring().status().unread_messages == 0);
+    drop(receiver);
+    // The receiving host loses its memory.
+    hosts.stop(1);
+    hosts.forget(1);
+    hosts.start(1);
+    hosts.until("the gap", |_| sender.ring().gap().is_some());
+    send(&mut sender, &mut sent, 10);
+    let mut receiver = hosts.receiver(0, 1);
+    let mut first = None;
+    hosts.until("what came after", |_| {
+        first = receiver
+            .peek()
+            .ok()
+            .map(|message| message.cursor().sequence);
+        first.is_some()
+    });
+    assert_eq!(
+        first,
+        Some(8),
+        "the sequence of the first message that is not lost"
+    );
+    let (count, gap) = sender.ring().gap().unwrap();
+    assert_eq!((count, gap.from.sequence, gap.to.sequence), (1, 5, 8));
+    assert_eq!(
+        receiver.ring().gap(),
+        Some((1, gap)),
+        "the receiver finds the same"
+    );
+    let totals = hosts.relays[0].as_ref().unwrap().totals();
+    assert_eq!((totals.gaps, totals.lost_messages), (1, 3));
+}

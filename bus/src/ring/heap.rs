@@ -48,6 +48,8 @@ impl Heap {
             },
             seal: SealLine { end: zero() },
             notes: NotesLine {
+                gap: std::array::from_fn(|_| AtomicU64::new(0)),
+                gaps: AtomicU64::new(0),
                 peer_uuid: [zero(), zero()],
                 peer_head: slots(),
             },

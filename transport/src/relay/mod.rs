@@ -15,14 +15,14 @@ pub mod status;
 
 use crate::link::{Event, Link};
 use crate::network::{Control, Network};
-use crate::pairing::{Gap, SourceView};
+use crate::pairing::SourceView;
 use crate::session::{Demand, Nanos, Start};
 use crate::wire::{self, Frame, Goodbye, Hello, Open, Refusal, Token};
 use peer::{GREETING, GREETINGS, Greeting, HELD, PROBE, Peer, Stream, judge};
 use rings::{At, Rings};
 use std::collections::{HashMap, HashSet};
 use tbus::grm::{Grm, Route};
-use tbus::{Bus, NewsReader, Uuid};
+use tbus::{Bus, Gap, NewsReader, Uuid};
 use tracing::{debug, error, info, warn};
 
 /// Between two looks at everything that is not the data path.
@@ -873,11 +873,12 @@ impl<N: Network> Relay<N> {
                 }
             }
             Demand::Lost { slot, gap } => {
-                let ring = self.peers[p]
-                    .inn
-                    .get(&slot)
-                    .and_then(|index| self.rings.inn[*index].as_ref());
-                if let Some(name) = ring.map(|ring| ring.name.clone()) {
+                let index = self.peers[p].inn.get(&slot).copied();
+                if let Some(ring) = index.and_then(|index| self.rings.inn[index].as_mut()) {
+                    if let Some(writer) = &mut ring.writer {
+                        writer.note_gap(gap);
+                    }
+                    let name = ring.name.clone();
                     self.report(&name, gap);
                 }
             }
@@ -931,6 +932,7 @@ impl<N: Network> Relay<N> {
             Start::Go { store, gap } => (store, gap),
         };
         if let Some(gap) = gap {
+            ring.reader.note_gap(gap);
             let name = ring.name.clone();
             self.report(&name, gap);
             self.peers[p].send(&[Frame::Gap {

@@ -83,6 +83,8 @@ pub struct Hosts {
     pub addresses: Vec<SocketAddr>,
     pub relays: Vec<Option<TcpRelay>>,
     pub count: u32,
+    pub size: u64,
+    pub retention: String,
     pub clock: Clock,
 }
 
@@ -111,6 +113,8 @@ impl Hosts {
             addresses,
             relays: vec![None, None],
             count,
+            size,
+            retention: retention.into(),
             clock: Clock::default(),
         };
         hosts.start(0);
@@ -135,6 +139,26 @@ impl Hosts {
         let routes = routes(2 - host as u32, self.count, self.addresses[1 - host]);
         let relay = Relay::new(settings, self.buses[host].clone(), routes, network);
         self.relays[host] = Some(relay.unwrap());
+    }
+
+    /// What a reboot does: the host's memory is lost, and its channels are made anew.
+    pub fn forget(&mut self, host: usize) {
+        let path = self.scratch.0.join(format!("{}", host + 1));
+        std::fs::remove_dir_all(&path).unwrap();
+        let config = channels(self.count, self.size, &self.retention);
+        let manager = Manager::create_at(&path, &config, Duration::from_secs(10)).unwrap();
+        manager.apply(&config, false).unwrap();
+        self.buses[host] = Bus::attach_at(&path).unwrap();
+    }
+
+    /// The receiving end of channel `n` from `host`.
+    pub fn receiver(&self, host: usize, n: u32) -> Receiver {
+        let (here, there) = (address(host as u32 + 1, n), address(2 - host as u32, n));
+        self.buses[1 - host]
+            .bind(there)
+            .unwrap()
+            .receiver(here)
+            .unwrap()
     }
 
     pub fn stop(&mut self, host: usize) {
