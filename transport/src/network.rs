@@ -1,4 +1,4 @@
-//! What a relay needs of the world besides rings: connections. [`crate::link::tcp::TcpNetwork`] is the real one; the
+//! What a relay needs of the world besides rings: connections. [`crate::tcp_network::TcpNetwork`] is the real one; the
 //! simulator has its own.
 
 use crate::link::Link;

@@ -388,10 +388,10 @@ impl Link for TcpLink {
     fn detach_source(&mut self, slot: u32) {
         // Chunks of it may be in the queue: then it stays until the link ends. Slots are never used twice.
         let is_of = |queued: &Queued| queued.chunk.data.is_some_and(|data| data.slot == slot);
-        if !self.queue.iter().any(is_of) {
-            if let Some(source) = self.sources.get_mut(slot as usize) {
-                *source = None;
-            }
+        if !self.queue.iter().any(is_of)
+            && let Some(source) = self.sources.get_mut(slot as usize)
+        {
+            *source = None;
         }
     }
 
