@@ -11,11 +11,14 @@
 //! | How does a source ring meet a mirror? | [`pairing`] |
 //! | How do bytes get from ring to ring? | [`link`] |
 //! | Who polls, who sleeps, who makes next generations? | [`relay`] |
+//! | How is all that tried under every fault? | `sim`, a feature for tests |
 
 pub mod link;
 pub mod network;
 pub mod pairing;
 pub mod relay;
 pub mod session;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod tcp_network;
 pub mod wire;

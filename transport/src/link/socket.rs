@@ -137,6 +137,14 @@ impl Socket {
         Ok((Socket { stream }, address))
     }
 
+    /// Any stream socket that does not block: the simulator's.
+    #[cfg(feature = "sim")]
+    pub(crate) fn of(stream: std::os::unix::net::UnixStream) -> Socket {
+        Socket {
+            stream: std::os::fd::OwnedFd::from(stream).into(),
+        }
+    }
+
     /// The other end.
     pub fn peer(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
