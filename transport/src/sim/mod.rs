@@ -293,6 +293,11 @@ impl World {
         self.0.borrow_mut().doomed = Some((process, calls));
     }
 
+    /// Nobody is killed inside a call after all.
+    pub fn spare(&self) {
+        self.0.borrow_mut().doomed = None;
+    }
+
     /// `process` was killed between its calls; it is until [`World::exit`].
     pub fn kill(&self, process: Process) {
         self.0.borrow_mut().silent.insert(process);

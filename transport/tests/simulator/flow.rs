@@ -39,8 +39,8 @@ pub struct Flow {
     pub sent: Vec<Sent>,
     /// The number of the message that must come next.
     pub next: usize,
-    /// The next message may be one from this one on, which came before.
-    pub again_from: Option<usize>,
+    /// The next message that is not of this ring may be one from this one on, which came before.
+    pub again_from: Option<(usize, Uuid)>,
     pub life: u32,
     pub longest: u64,
 
@@ -172,7 +172,7 @@ impl Flow {
             }
             message.release();
             any = true;
-            self.took(number)?;
+            self.took(number, receiver.ring().uuid())?;
             self.receiver = Some(receiver);
         }
         Ok(any)
@@ -206,9 +206,9 @@ impl Flow {
     }
 
     /// A message was received.
-    fn took(&mut self, number: usize) -> Result<(), Wrong> {
+    fn took(&mut self, number: usize, ring: Uuid) -> Result<(), Wrong> {
         if number < self.next {
-            if self.again_from.is_none_or(|from| number < from) {
+            if self.again_from.is_none_or(|(from, _)| number < from) {
                 return Err(format!(
                     "{}: message {number} came again, {} was to be next; may come again: from {:?} on",
                     self.name(),
@@ -227,7 +227,7 @@ impl Flow {
                 ));
             }
         }
-        self.again_from = None;
+        self.again_from.take_if(|(_, old)| *old != ring);
         self.sent[number].seen = true;
         self.next = number + 1;
         Ok(())

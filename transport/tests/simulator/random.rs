@@ -131,16 +131,17 @@ fn fault(sim: &mut Sim, rare: bool, healing: &mut Healing) -> Result<(), Wrong> 
             let until = now + sim.random.skewed(4 * SECOND);
             sim.pause(host, until);
         }
-        _ if rare => self::rare(sim, host),
+        _ if rare => return self::rare(sim, host),
         _ => {}
     }
     Ok(())
 }
 
-fn rare(sim: &mut Sim, host: usize) {
+fn rare(sim: &mut Sim, host: usize) -> Result<(), Wrong> {
     match sim.random.below(3) {
         0 => sim.lose_host(host),
-        1 => sim.recreate(host),
+        1 => sim.recreate(host)?,
         _ => {}
     }
+    Ok(())
 }

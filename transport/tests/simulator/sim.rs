@@ -607,9 +607,20 @@ impl Sim {
             true => flow
                 .sent
                 .iter()
-                .position(|m| m.life == life && m.sequence >= released),
+                .position(|m| m.life == life && m.sequence >= released)
+                .map(|from| (from, Uuid::NONE)),
             false => None,
         };
+    }
+
+    /// The source ring and how much of it is released; the ring that receives, and how much.
+    fn released_and_last(&self, index: usize) -> [(Uuid, u64); 2] {
+        [0, 1].map(|side| {
+            let [ring, _] = self.rings(index, side);
+            ring.map_or((Uuid::NONE, 0), |ring| {
+                (ring.uuid(), ring.status().released.sequence)
+            })
+        })
     }
 
     /// What a sending memory held is lost, as far as the receiver has not published it.
@@ -661,7 +672,15 @@ impl Sim {
     }
 
     /// Deletes the first channel of a host with everything in it, and makes it again.
-    pub fn recreate(&mut self, host: Host) {
+    pub fn recreate(&mut self, host: Host) -> Result<(), Wrong> {
+        // One that is stopped keeps its rings, and their receivers then do not learn of the end.
+        let is_stopped = |live: &Live| live.paused_until != 0;
+        if !self.hosts[host].dying.is_empty()
+            || self.hosts[host].live.as_ref().is_some_and(is_stopped)
+        {
+            return Ok(());
+        }
+        self.world.spare();
         note(|| format!("host {}: a channel is deleted and made again", host + 1));
         self.stats.recreations += 1;
         self.see_sources();
@@ -678,24 +697,39 @@ impl Sim {
                 Some(_) => {
                     self.excuse_receiver(index);
                     // A receiver that is attached goes on to the end of the old ring, and then has the new one.
-                    let released = match self.rings(index, 0) {
-                        [Some(source), _] => source.status().released.sequence,
-                        _ => 0,
-                    };
+                    let [released, last] = self.released_and_last(index);
                     let flow = &mut self.flows[index];
                     let life = flow.life;
-                    let first = |m: &crate::flow::Sent| m.life == life && m.sequence >= released;
-                    flow.again_from = flow.sent.iter().position(first);
+                    let first = |m: &crate::flow::Sent| m.life == life && m.sequence >= released.1;
+                    flow.again_from = flow.sent.iter().position(first).map(|from| (from, last.0));
                 }
                 None => {}
             }
         }
-        manager.delete(1, true).expect("deleted");
+        self.delete_first(host, manager)?;
+        let manager =
+            Manager::open(self.hosts[host].bus.directory(), Duration::ZERO).expect("a manager");
         manager
             .apply(&channels_of(host, &self.shape), true)
             .expect("made again");
         drop(manager);
         self.see_sources();
+        Ok(())
+    }
+
+    /// A manager that removes rings waits until the relay has let go of them.
+    fn delete_first(&mut self, host: Host, manager: Manager) -> Result<(), Wrong> {
+        let version = self.hosts[host].bus.gcim().version();
+        std::thread::scope(|scope| {
+            let deleting = scope.spawn(move || manager.delete(1, true).map(drop));
+            while self.hosts[host].bus.gcim().version() == version {
+                std::thread::yield_now();
+            }
+            self.world.advance(self.now() + 200_000);
+            self.step(host)?;
+            let deleted = deleting.join().expect("a manager");
+            deleted.map_err(|e| format!("deleting: {e}"))
+        })
     }
 
     // ---- the end ----
@@ -748,10 +782,14 @@ impl Sim {
                     .map(|ring| ring.map(|r| (r.uuid(), r.kind(), r.peer(), r.status())))
             });
             text += &format!(
-                "{}: next {} of {}; {rings:#?}\n",
+                "{}: next {} of {}; its applications are at {:?}; {rings:#?}\n",
                 flow.name(),
                 flow.next,
-                flow.sent.len()
+                flow.sent.len(),
+                [
+                    flow.sender.as_ref().map(|s| s.ring().uuid()),
+                    flow.receiver.as_ref().map(|r| r.ring().uuid())
+                ],
             );
         }
         for host in &self.hosts {
