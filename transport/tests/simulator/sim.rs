@@ -1,6 +1,6 @@
 //! Hosts with real rings, the real relay and applications, in simulated time.
 
-use crate::flow::{Excuse, Flow, Wrong};
+use crate::flow::{Excuse, Flow, Sent, Wrong};
 use crate::trace::{self, Reported, note};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -603,14 +603,12 @@ impl Sim {
             }
         }
         let life = flow.life;
-        flow.again_from = match retained {
-            true => flow
-                .sent
-                .iter()
-                .position(|m| m.life == life && m.sequence >= released)
-                .map(|from| (from, Uuid::NONE)),
-            false => None,
-        };
+        // Also under `delivered`: what was published and not yet acknowledged comes again, into another memory.
+        flow.again_from = flow
+            .sent
+            .iter()
+            .position(|m| m.life == life && m.sequence >= released)
+            .map(|from| (from, Uuid::NONE));
     }
 
     /// The source ring and how much of it is released; the ring that receives, and how much.
@@ -634,6 +632,11 @@ impl Sim {
             .map(|ring| ring.status().tail.sequence)
             .max();
         flow.excuse(flow.life, published.unwrap_or(0)..u64::MAX, Excuse::Sender);
+        // What the receiver lost before can be reported no more.
+        let lost = |m: &&mut Sent| m.excuse == Some(Excuse::Receiver) && !m.seen;
+        for message in flow.sent.iter_mut().filter(lost) {
+            message.excuse = Some(Excuse::Sender);
+        }
         flow.life += 1;
     }
 
@@ -700,7 +703,7 @@ impl Sim {
                     let [released, last] = self.released_and_last(index);
                     let flow = &mut self.flows[index];
                     let life = flow.life;
-                    let first = |m: &crate::flow::Sent| m.life == life && m.sequence >= released.1;
+                    let first = |m: &Sent| m.life == life && m.sequence >= released.1;
                     flow.again_from = flow.sent.iter().position(first).map(|from| (from, last.0));
                 }
                 None => {}
