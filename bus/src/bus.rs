@@ -63,8 +63,12 @@ pub(crate) enum Generation {
 }
 
 impl Place {
-    /// The ring after `ring`, which is closed and received to its end; or why there is none.
-    pub fn after(&self, ring: &Ring) -> Result<std::result::Result<Ring, Generation>> {
+    /// The ring after `ring`, which is closed and, if it is for `receiving`, received to its end; or why there is none.
+    pub fn after(
+        &self,
+        ring: &Ring,
+        receiving: bool,
+    ) -> Result<std::result::Result<Ring, Generation>> {
         let (_, channels) = self.bus.gcim().channels_of(self.addresses[0])?;
         let here = |c: &&ChannelEntry| (c.addresses, c.created) == (self.addresses, self.created);
         let Some(channel) = channels.iter().find(here) else {
@@ -72,6 +76,14 @@ impl Place {
         };
         if channel.rings[self.direction] == ring.uuid() {
             return Ok(Err(Generation::NotYet));
+        }
+        // There may have been more than one change since the last look: what the generation before holds comes first.
+        let previous = channel.previous[self.direction];
+        if receiving && previous != Uuid::NONE && previous != ring.uuid() {
+            match self.bus.open_ring(channel, previous) {
+                Err(Error::NotFound { .. }) => {}
+                opened => return opened.map(Ok),
+            }
         }
         match self.bus.open_ring(channel, channel.rings[self.direction]) {
             Ok(ring) => Ok(Ok(ring)),

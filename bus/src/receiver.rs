@@ -120,7 +120,7 @@ impl Receiver {
         let Some(place) = self.place.clone() else {
             return Ok(Generation::Last);
         };
-        let ring = match place.after(&self.ring)? {
+        let ring = match place.after(&self.ring, true)? {
             Ok(ring) => ring,
             Err(none) => return Ok(none),
         };

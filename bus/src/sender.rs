@@ -252,7 +252,7 @@ impl Sender {
         };
         // The closer waits for a batch that is under way.
         self.producer.finish_batch();
-        let ring = match place.after(&self.ring)? {
+        let ring = match place.after(&self.ring, false)? {
             Ok(ring) => ring,
             Err(none) => return Ok(none),
         };

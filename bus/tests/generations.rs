@@ -193,6 +193,26 @@ fn a_receiver_gets_the_old_generation_first() {
 }
 
 #[test]
+fn a_receiver_that_did_not_look_for_two_generations_leaves_none_out() {
+    let scratch = Scratch::new("two");
+    let (manager, bus) = scratch.bus(4096);
+    let mut receiver = bus.bind(B).unwrap().receiver(A).unwrap();
+    // It has all of its ring, so the generation after that is followed by another at once.
+    let first = renew(&manager, &bus, 0, Next::Local).unwrap();
+    let mut sender = bus.bind(A).unwrap().sender(B).unwrap();
+    sender.try_send(b"one").unwrap();
+    let second = renew(&manager, &bus, 0, Next::Local).unwrap();
+    sender.try_send(b"two").unwrap();
+    assert_eq!((ring(&bus, 0), sender.ring().uuid()), (second, second));
+    let mut buffer = [0; 64];
+    for (expected, from) in [(b"one", first), (b"two", second)] {
+        let length = receiver.try_recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], expected);
+        assert_eq!(receiver.ring().uuid(), from);
+    }
+}
+
+#[test]
 fn a_closed_ring_that_the_map_still_names_is_waited_for() {
     let scratch = Scratch::new("notyet");
     let (manager, bus) = scratch.bus(4096);
