@@ -121,6 +121,8 @@ struct Outgoing {
     wants: bool,
     /// How long the next refusal waits.
     retry: Nanos,
+    /// What the peer told over the link before its RESUME came over the control connection.
+    early: Option<Control>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +273,7 @@ impl Session {
             consumed: Cursor::default(),
             wants: false,
             retry: RETRY.start,
+            early: None,
         });
         if self.up {
             self.to_open.push_back(slot);
@@ -321,7 +324,7 @@ impl Session {
         self.attempts += 1;
         self.opening += 1;
         let ring = &mut self.outgoing[slot as usize];
-        (ring.state, ring.attempt) = (State::Opening, self.attempts);
+        (ring.state, ring.attempt, ring.early) = (State::Opening, self.attempts, None);
         self.attempts
     }
 
@@ -452,6 +455,13 @@ impl Session {
         }
     }
 
+    /// What the peer told of a ring before [`Session::start`]: two connections keep no common order. It is to be given to
+    /// [`Session::control`] again.
+    pub fn take_early(&mut self, slot: u32) -> Option<Control> {
+        let ring = &mut self.outgoing[slot as usize];
+        ring.early.take_if(|_| ring.state == State::Running)
+    }
+
     /// Up to where [`Session::sent`] may go on, if the ring runs.
     pub fn may_send(&self, slot: u32) -> Option<(Cursor, u64)> {
         let ring = self.outgoing.get(slot as usize)?;
@@ -512,6 +522,10 @@ impl Session {
             ));
         };
         if ring.state == State::Ended {
+            return Ok(Ok(None));
+        }
+        if ring.state == State::Opening {
+            ring.early = Some(*control);
             return Ok(Ok(None));
         }
         if ring.state != State::Running || ring.epoch != control.epoch {

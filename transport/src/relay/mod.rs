@@ -841,7 +841,7 @@ impl<N: Network> Relay<N> {
                     );
                 }
             }
-            Demand::Resumed(resume) => self.resumed(p, &resume),
+            Demand::Resumed(resume) => self.resumed(p, &resume, now),
             Demand::Refused { slot, why, text } => {
                 if let Some(ring) = self.rings.out[self.peers[p].out[slot as usize]].as_mut() {
                     if ring.trouble.as_ref() != Some(&text) {
@@ -906,7 +906,7 @@ impl<N: Network> Relay<N> {
     }
 
     /// The peer has a mirror for one of our rings.
-    fn resumed(&mut self, p: usize, resume: &wire::Resume) {
+    fn resumed(&mut self, p: usize, resume: &wire::Resume, now: Nanos) {
         let index = self.peers[p].out[resume.slot as usize];
         let Some(ring) = self.rings.out[index].as_mut() else {
             return;
@@ -973,6 +973,9 @@ impl<N: Network> Relay<N> {
             link.attach_source(resume.slot, region, resume.epoch);
         }
         self.settle(p, resume.slot);
+        if let Some(control) = self.peers[p].session.take_early(resume.slot) {
+            self.remote(p, &control, now);
+        }
         self.send_ring(index);
     }
 

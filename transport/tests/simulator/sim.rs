@@ -10,6 +10,7 @@ use tbus::config::{ChannelsConfig, parse_channels};
 use tbus::grm::{Route, Transport};
 use tbus::manage::Manager;
 use tbus::{Address, Bus, Kind, Ring, Uuid};
+use tbus_transport::relay::status::PeerStatus;
 use tbus_transport::relay::{Relay, Routes, Settings, Totals};
 use tbus_transport::session::Nanos;
 use tbus_transport::sim::{Conditions, Host, Killed, Process, Random, SimNetwork, World};
@@ -364,6 +365,20 @@ impl Sim {
                 "host {}: a ring was given up: {status:#?}",
                 host + 1
             ));
+        }
+        if totals.downs > before.downs {
+            let status = live.relay.status(time);
+            let accused = |peer: &PeerStatus| {
+                peer.trouble
+                    .as_ref()
+                    .is_some_and(|why| why.contains("Violation"))
+            };
+            if let Some(peer) = status.peers.iter().find(|peer| accused(peer)) {
+                return Err(format!(
+                    "host {}: an honest peer is accused: {peer:?}",
+                    host + 1
+                ));
+            }
         }
         if totals.generations > before.generations {
             self.see_sources();
