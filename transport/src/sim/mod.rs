@@ -317,15 +317,15 @@ impl World {
         let mut state = self.0.borrow_mut();
         state.silent.remove(&process);
         state.doomed.take_if(|(doomed, _)| *doomed == process);
-        let queued = state
-            .listeners
-            .extract_if(.., |_, listener| listener.process == process);
         let mut controls = Vec::new();
         let mut links = Vec::new();
-        for (_, listener) in queued {
-            controls.extend(listener.controls.iter().map(|(_, id)| (*id, 1)));
-            links.extend(listener.links.iter().map(|(_, _, id)| (*id, 1)));
-        }
+        state.listeners.retain(|_, listener| {
+            if listener.process == process {
+                controls.extend(listener.controls.iter().map(|(_, id)| (*id, 1)));
+                links.extend(listener.links.iter().map(|(_, _, id)| (*id, 1)));
+            }
+            listener.process != process
+        });
         let ends_of = |processes: &[Option<Process>; 2], id: u64| {
             let is_its = |end: &usize| processes[*end] == Some(process);
             (0..2)

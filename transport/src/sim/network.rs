@@ -74,7 +74,7 @@ impl Network for SimNetwork {
 
     fn random(&mut self) -> u64 {
         self.world.touch(self.process);
-        self.world.0.borrow_mut().random.next()
+        self.world.0.borrow_mut().random.bits()
     }
 
     fn is_local(&self, endpoint: &RelayEndpoint) -> bool {

@@ -57,10 +57,10 @@ fn fill(flow: u32, number: u64, length: usize, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&flow.to_le_bytes());
     bytes.extend_from_slice(&number.to_le_bytes());
     let mut random = Random::new(u64::from(flow) << 40 ^ number);
-    let check = random.next();
+    let check = random.bits();
     bytes.extend_from_slice(&check.to_le_bytes());
     while bytes.len() < length {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
+        bytes.extend_from_slice(&random.bits().to_le_bytes());
     }
     bytes.truncate(length.max(HEADER));
 }

@@ -61,6 +61,8 @@ impl Sum {
             ("generations", s.generations),
             ("hosts lost", s.host_losses),
             ("channels made anew", s.recreations),
+            ("changes of routes", s.route_changes),
+            ("second relays", s.second_relays),
             ("gaps reported", s.reported_gaps),
             ("messages sent", s.messages),
             ("messages missing, accounted for", s.missing),

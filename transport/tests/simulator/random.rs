@@ -36,7 +36,7 @@ const FAULTS: [(&str, u64); 11] = [
     ("one-way cut", 5),
     ("loss", 6),
     ("pause", 4),
-    ("rare", 5),
+    ("rare", 8),
 ];
 
 /// Runs a seed to its end.
@@ -131,17 +131,26 @@ fn fault(sim: &mut Sim, rare: bool, healing: &mut Healing) -> Result<(), Wrong> 
             let until = now + sim.random.skewed(4 * SECOND);
             sim.pause(host, until);
         }
-        _ if rare => return self::rare(sim, host),
+        _ if rare => return self::rare(sim, host, other),
         _ => {}
     }
     Ok(())
 }
 
-fn rare(sim: &mut Sim, host: usize) -> Result<(), Wrong> {
-    match sim.random.below(3) {
-        0 => sim.lose_host(host),
-        1 => sim.recreate(host)?,
-        _ => {}
+/// Whether routes are taken away and come back.
+const ROUTES: bool = false;
+
+fn rare(sim: &mut Sim, host: usize, other: usize) -> Result<(), Wrong> {
+    match sim.random.below(if ROUTES { 8 } else { 5 }) {
+        0 | 1 => sim.lose_host(host),
+        2 => sim.recreate(host)?,
+        3 => {
+            let claims = sim.random.chance(500);
+            sim.start_second(host, claims);
+        }
+        4 => sim.end_second(host),
+        5 | 6 => sim.set_routes(host, Some(other)),
+        _ => sim.set_routes(host, None),
     }
     Ok(())
 }

@@ -97,6 +97,8 @@ pub struct Live {
 pub struct SimHost {
     pub path: PathBuf,
     pub live: Option<Live>,
+    /// Another one, that somebody started too.
+    pub second: Option<Live>,
     /// Killed, and not gone: they still have their roles, and their memory is written.
     dying: Vec<(Nanos, Live)>,
     pub routes: SimRoutes,
@@ -175,7 +177,7 @@ impl Sim {
         let _ = std::fs::remove_dir_all(&scratch);
         std::fs::create_dir_all(&scratch).map_err(|e| e.to_string())?;
         let mut sim = Sim {
-            world: World::new(random.next(), conditions),
+            world: World::new(random.bits(), conditions),
             random,
             hosts: Vec::new(),
             flows: Vec::new(),
@@ -197,6 +199,7 @@ impl Sim {
                 bus: Bus::attach_at(&path).unwrap(),
                 path,
                 live: None,
+                second: None,
                 dying: Vec::new(),
                 routes,
                 start_due: Some(0),
@@ -255,22 +258,36 @@ impl Sim {
     pub fn start(&mut self, host: Host) {
         let now = self.now();
         self.hosts[host].start_due = None;
-        let Some(network) = SimNetwork::listen(&self.world, host, PORT) else {
-            self.hosts[host].start_due = Some(now + 20 * MS);
-            return;
-        };
+        let live = self.make(host, PORT, PORT);
+        match live {
+            None => self.hosts[host].start_due = Some(now + 20 * MS),
+            live => self.hosts[host].live = live,
+        }
+    }
+
+    /// Starts another relay on the same host, which may even say that it is the first.
+    pub fn start_second(&mut self, host: Host, claims: bool) {
+        if self.hosts[host].second.is_none() {
+            self.stats.second_relays += 1;
+            self.hosts[host].second = self.make(host, if claims { PORT } else { 7001 }, 7001);
+        }
+    }
+
+    fn make(&mut self, host: Host, claimed: u16, port: u16) -> Option<Live> {
+        let network = SimNetwork::listen(&self.world, host, port)?;
         let process = network.process();
         let settings = Settings {
             node: host as u32 + 1,
             cluster: "sim".into(),
-            endpoint: SimNetwork::endpoint_of(host, PORT).to_string(),
+            endpoint: SimNetwork::endpoint_of(host, claimed).to_string(),
         };
         let bus = Bus::attach_at(&self.hosts[host].path).expect("a bus");
         let routes = self.hosts[host].routes.clone();
         let relay = Relay::new(settings, bus, routes, network).expect("a relay");
         note(|| format!("host {}: a relay starts, process {process}", host + 1));
         self.stats.restarts += 1;
-        self.hosts[host].live = Some(Live {
+        let now = self.now();
+        Some(Live {
             relay,
             process,
             started: now,
@@ -278,7 +295,45 @@ impl Sim {
             idle: false,
             paused_until: 0,
             totals: Totals::default(),
-        });
+        })
+    }
+
+    /// The second relay of a host ends.
+    pub fn end_second(&mut self, host: Host) {
+        if let Some(live) = self.hosts[host].second.take() {
+            note(|| format!("host {}: the second relay ends", host + 1));
+            self.world.exit(live.process);
+        }
+    }
+
+    fn step_second(&mut self, host: Host) {
+        let now = self.now();
+        if let Some(live) = &mut self.hosts[host].second
+            && live.step_due <= now
+        {
+            trace::at(now, 10 + host);
+            live.step_due = match live.relay.step(now - live.started) {
+                true => now + self.random.below(100_000),
+                false => now + MS + self.random.below(50 * MS),
+            };
+        }
+    }
+
+    /// A host's routes lead to all others but `without`.
+    pub fn set_routes(&mut self, host: Host, without: Option<Host>) {
+        self.stats.route_changes += 1;
+        let mut routes = self.routes_of(host);
+        if let Some(other) = without {
+            note(|| {
+                format!(
+                    "host {}: no route leads to host {} any more",
+                    host + 1,
+                    other + 1
+                )
+            });
+            routes.retain(|route| route.address.0 >> 24 != other as u32 + 1);
+        }
+        self.hosts[host].routes.set(routes);
     }
 
     /// Kills a relay between two steps; its process is gone some time later, and another is started after that.
@@ -408,7 +463,8 @@ impl Sim {
         let mut see = |due: Nanos| next = next.min(due);
         self.world.due().into_iter().for_each(&mut see);
         for host in &self.hosts {
-            host.live.iter().for_each(|live| see(live.step_due));
+            let relays = host.live.iter().chain(&host.second);
+            relays.for_each(|live| see(live.step_due));
             host.dying.iter().for_each(|dying| see(dying.0));
             host.start_due.into_iter().for_each(&mut see);
         }
@@ -444,6 +500,7 @@ impl Sim {
                     self.step(host)?;
                     self.check_some()?;
                 }
+                self.step_second(host);
             }
             self.act()?;
         }
@@ -679,7 +736,8 @@ impl Sim {
         let dying = std::mem::take(&mut here.dying)
             .into_iter()
             .map(|dying| dying.1);
-        for live in here.live.take().into_iter().chain(dying) {
+        let all = here.live.take().into_iter().chain(here.second.take());
+        for live in all.chain(dying) {
             self.world.exit(live.process);
         }
         let _ = std::fs::remove_dir_all(&here.path);
@@ -693,6 +751,7 @@ impl Sim {
     pub fn recreate(&mut self, host: Host) -> Result<(), Wrong> {
         // One that is stopped keeps its rings, and their receivers then do not learn of the end.
         let is_stopped = |live: &Live| live.paused_until != 0;
+        self.end_second(host);
         if !self.hosts[host].dying.is_empty()
             || self.hosts[host].live.as_ref().is_some_and(is_stopped)
         {
@@ -761,6 +820,7 @@ impl Sim {
             conditions.cut.clear();
         });
         for host in 0..self.hosts.len() {
+            self.end_second(host);
             let routes = self.routes_of(host);
             let here = &mut self.hosts[host];
             if here.routes.routes().unwrap() != routes {
