@@ -48,6 +48,8 @@ pub struct Conditions {
     pub delay: Range<Nanos>,
     /// How many of a thousand are lost and come later.
     pub loss: u64,
+    /// How many of a thousand pieces of a write go astray, and come up to two seconds later.
+    pub stray: u64,
     /// How many of a thousand links are rdma-like.
     pub rdma: u64,
     /// From where to where nothing passes.

@@ -150,7 +150,7 @@ impl End {
                             false => (8 + state.random.below(left)).min(left),
                         };
                         let mut due = state.arrival();
-                        if state.random.chance(20) {
+                        if state.random.chance(state.conditions.stray) {
                             due += state.random.below(2_000_000_000); // a packet that went astray
                         }
                         write.pieces.push(Piece {

@@ -41,6 +41,8 @@ pub struct Flow {
     pub next: usize,
     /// The next message that is not of this ring may be one from this one on, which came before.
     pub again_from: Option<(usize, Uuid)>,
+    /// The last message that came again, or the one that came after others were left out.
+    pub last_jump: Option<usize>,
     pub life: u32,
     pub longest: u64,
 
@@ -226,6 +228,9 @@ impl Flow {
                     self.name()
                 ));
             }
+        }
+        if number != self.next {
+            self.last_jump = Some(number);
         }
         self.again_from.take_if(|(_, old)| *old != ring);
         self.sent[number].seen = true;

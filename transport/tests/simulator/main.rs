@@ -9,6 +9,7 @@
 //! shows everything that happens. Named scenarios run first; an argument chooses those whose names contain it.
 
 mod flow;
+mod named;
 mod random;
 mod sim;
 mod trace;
@@ -82,7 +83,10 @@ impl Sum {
 
 fn main() {
     if std::env::args().any(|a| a == "--list") {
-        println!("simulator: test");
+        for (name, _) in named::ALL {
+            println!("{name}: test");
+        }
+        println!("random_seeds: test");
         return;
     }
     trace::install();
@@ -95,13 +99,62 @@ fn main() {
     } else {
         number("TBUS_SIM_SEEDS").unwrap_or(10_000)
     };
-    let most = number("TBUS_SIM_FAILURES").unwrap_or(1);
-    println!("running 1 test");
-    let begun = Instant::now();
+    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let wanted = |name: &str| {
+        only.as_ref()
+            .is_none_or(|only| name.contains(only.as_str()))
+    };
+    let mut results = Results::default();
     let mut sum = Sum::default();
+    if one.is_none() {
+        for (name, scenario) in named::ALL {
+            if wanted(name) {
+                results.add(name, named(name, scenario));
+            }
+        }
+    }
+    if wanted("random_seeds") {
+        let begun = Instant::now();
+        let done = seeds(first, count, &mut sum);
+        let seconds = begun.elapsed().as_secs_f64();
+        println!(
+            "{count} seeds in {seconds:.1} s, {:.1} ms each",
+            seconds * 1e3 / count as f64
+        );
+        for (name, count) in &sum.0 {
+            println!("{count:>12} {name}");
+        }
+        let untried = sum
+            .0
+            .iter()
+            .find(|(_, n)| *n == 0)
+            .filter(|_| count >= 1000);
+        let untried = untried.map(|(name, _)| format!("no {name}: that was not tried"));
+        results.add("random_seeds", done.and(untried.map_or(Ok(()), Err)));
+    }
+    results.end();
+}
+
+/// Runs a named scenario in all its variants.
+fn named(name: &str, scenario: fn(&mut Sim) -> Result<(), String>) -> Result<(), String> {
+    for shape in named::shapes(1) {
+        trace::take_gaps();
+        let kind = format!("{name}, rdma {}, retained {}", shape.rdma, shape.retained);
+        let mut sim = Sim::new(shape)?;
+        let result = scenario(&mut sim).and_then(|()| sim.heal());
+        result.map_err(|why| {
+            format!("{kind}: {why}\nTBUS_SIM_TRACE=1 cargo test --release -p tbus-transport --test simulator -- {name}")
+        })?;
+    }
+    Ok(())
+}
+
+/// Runs seeds; the first failures are told.
+fn seeds(first: u64, count: u64, sum: &mut Sum) -> Result<(), String> {
+    let most = number("TBUS_SIM_FAILURES").unwrap_or(1);
     let mut failed = 0;
     for n in first..first + count {
-        if let Err(why) = seed(n, &mut sum) {
+        if let Err(why) = seed(n, sum) {
             failed += 1;
             println!("seed {n}: {why}");
             println!(
@@ -112,29 +165,40 @@ fn main() {
             }
         }
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    println!(
-        "{count} seeds in {seconds:.1} s, {:.1} ms each",
-        seconds * 1e3 / count as f64
-    );
-    for (name, count) in &sum.0 {
-        println!("{count:>12} {name}");
-        if *count == 0
-            && one.is_none()
-            && first + 1000 <= first + self::number("TBUS_SIM_SEEDS").unwrap_or(10_000)
-        {
-            println!("no {name}: the simulator has not tried that");
-            failed += 1;
+    match failed {
+        0 => Ok(()),
+        n => Err(format!("{n} seeds failed")),
+    }
+}
+
+/// Results as cargo's test runners print them.
+#[derive(Default)]
+struct Results {
+    passed: u64,
+    failed: u64,
+}
+
+impl Results {
+    fn add(&mut self, name: &str, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("test {name} ... ok");
+            }
+            Err(why) => {
+                self.failed += 1;
+                println!("test {name} ... FAILED\n{why}\n");
+            }
         }
     }
-    match failed {
-        0 => {
-            println!("\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out")
-        }
-        _ => {
-            println!(
-                "\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out"
-            );
+
+    fn end(&self) {
+        let verdict = if self.failed == 0 { "ok" } else { "FAILED" };
+        println!(
+            "\ntest result: {verdict}. {} passed; {} failed; 0 ignored; 0 measured; 0 filtered out",
+            self.passed, self.failed
+        );
+        if self.failed > 0 {
             std::process::exit(101);
         }
     }

@@ -43,6 +43,7 @@ const FAULTS: [(&str, u64); 11] = [
 pub fn run(sim: &mut Sim) -> Result<(), Wrong> {
     let end = SECOND + sim.random.below(3 * SECOND);
     let begun = sim.random.below(200 * MS);
+    sim.world.set(|conditions| conditions.stray = 20);
     sim.run(begun, |_| false)?;
     let rare = sim.random.chance(350);
     let pace = 20 * MS + sim.random.below(250 * MS);

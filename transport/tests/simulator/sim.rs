@@ -164,6 +164,7 @@ impl Sim {
         let conditions = Conditions {
             delay: 20_000..20_000 + (100_000 << random.below(7)),
             loss: 0,
+            stray: 0,
             rdma: shape.rdma,
             cut: Default::default(),
         };
@@ -236,6 +237,7 @@ impl Sim {
                         sent: Vec::new(),
                         next: 0,
                         again_from: None,
+                        last_jump: None,
                         life: 0,
                         longest: self.shape.capacity / 2 - 64,
                         redelivered: 0,
@@ -817,6 +819,7 @@ impl Sim {
         let now = self.now();
         self.world.set(|conditions| {
             conditions.loss = 0;
+            conditions.stray = 0;
             conditions.cut.clear();
         });
         for host in 0..self.hosts.len() {
