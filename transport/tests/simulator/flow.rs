@@ -39,8 +39,8 @@ pub struct Flow {
     pub sent: Vec<Sent>,
     /// The number of the message that must come next.
     pub next: usize,
-    /// The next message that is not of this ring may be one from this one on, which came before.
-    pub again_from: Option<(usize, Uuid)>,
+    /// The next message that is not of these rings may be one from this one on, which came before.
+    pub again_from: Option<(usize, Vec<Uuid>)>,
     /// The last message that came again, or the one that came after others were left out.
     pub last_jump: Option<usize>,
     pub life: u32,
@@ -210,12 +210,16 @@ impl Flow {
     /// A message was received.
     fn took(&mut self, number: usize, ring: Uuid) -> Result<(), Wrong> {
         if number < self.next {
-            if self.again_from.is_none_or(|(from, _)| number < from) {
+            if self
+                .again_from
+                .as_ref()
+                .is_none_or(|(from, _)| number < *from)
+            {
                 return Err(format!(
                     "{}: message {number} came again, {} was to be next; may come again: from {:?} on",
                     self.name(),
                     self.next,
-                    self.again_from
+                    self.again_from.as_ref().map(|(from, _)| from)
                 ));
             }
             self.redelivered += 1;
@@ -232,7 +236,7 @@ impl Flow {
         if number != self.next {
             self.last_jump = Some(number);
         }
-        self.again_from.take_if(|(_, old)| *old != ring);
+        self.again_from.take_if(|(_, old)| !old.contains(&ring));
         self.sent[number].seen = true;
         self.next = number + 1;
         Ok(())

@@ -197,6 +197,7 @@ fn receiving_host(sim: &mut Sim) -> Result<(), Wrong> {
             sim.restarts_apps = true;
         }
         let before = sim.flows[0].next;
+        sim.flows[0].last_jump = None;
         sim.lose_host(1);
         let until = sim.now() + 10 * SECOND;
         let resumed = |sim: &mut Sim| {

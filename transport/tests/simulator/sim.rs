@@ -682,17 +682,7 @@ impl Sim {
             .sent
             .iter()
             .position(|m| m.life == life && m.sequence >= released)
-            .map(|from| (from, Uuid::NONE));
-    }
-
-    /// The source ring and how much of it is released; the ring that receives, and how much.
-    fn released_and_last(&self, index: usize) -> [(Uuid, u64); 2] {
-        [0, 1].map(|side| {
-            let [ring, _] = self.rings(index, side);
-            ring.map_or((Uuid::NONE, 0), |ring| {
-                (ring.uuid(), ring.status().released.sequence)
-            })
-        })
+            .map(|from| (from, Vec::new()));
     }
 
     /// What a sending memory held is lost, as far as the receiver has not published it.
@@ -775,12 +765,20 @@ impl Sim {
                 Some(0) => self.excuse_sender(index),
                 Some(_) => {
                     self.excuse_receiver(index);
-                    // A receiver that is attached goes on to the end of the old ring, and then has the new one.
-                    let [released, last] = self.released_and_last(index);
+                    // A receiver that is attached goes on to the end of the old rings, and then has the new one.
+                    let mut old: Vec<Uuid> = self
+                        .rings(index, 1)
+                        .iter()
+                        .flatten()
+                        .map(Ring::uuid)
+                        .collect();
                     let flow = &mut self.flows[index];
-                    let life = flow.life;
-                    let first = |m: &Sent| m.life == life && m.sequence >= released.1;
-                    flow.again_from = flow.sent.iter().position(first).map(|from| (from, last.0));
+                    old.extend(
+                        flow.receiver
+                            .as_ref()
+                            .map(|receiver| receiver.ring().uuid()),
+                    );
+                    flow.again_from = flow.again_from.take().map(|(from, _)| (from, old));
                 }
                 None => {}
             }
