@@ -1,0 +1,557 @@
+//! The contract of links, as `link/mod.rs` states it, tried over every link: TCP over loopback, and both characters of
+//! the simulated one. A link is added by a [`Fixture`] and a line at the end.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tbus::grm::RelayEndpoint;
+use tbus::{Address, Directory, Kind, MirrorWriter, Region, Ring, RingSpec, SourceReader};
+use tbus_transport::link::{Event, Link};
+use tbus_transport::network::{Control as _, Network};
+use tbus_transport::sim::{Conditions, Random, SimNetwork, World};
+use tbus_transport::tcp_network::TcpNetwork;
+use tbus_transport::wire::{CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, Token};
+
+const CAPACITY: u64 = 8192;
+const EPOCH: u64 = 0x1234_5678_9abc;
+const TOKEN: Token = Token([7; 16]);
+
+/// Makes two ends of a link.
+trait Fixture: Sized {
+    type Link: Link;
+    /// What was sent lands wherever the mirror's memory is: a card does not know of the room.
+    const LANDS_ANYWHERE: bool;
+    fn new() -> Self;
+    fn pair(&mut self) -> [Self::Link; 2];
+    /// Time passes.
+    fn pass(&mut self);
+}
+
+/// Real TCP.
+struct Tcp([TcpNetwork; 2]);
+
+fn hello() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let beat = Frame::Heartbeat { number: 1, echo: 0 };
+    // Longer than an ATTACH, so that it is taken for a control connection.
+    (0..4).for_each(|_| beat.encode(&mut bytes));
+    bytes
+}
+
+fn endpoint(address: SocketAddr) -> RelayEndpoint {
+    RelayEndpoint {
+        host: address.ip().to_string(),
+        port: address.port(),
+    }
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "not within 20 s: {what}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+impl Fixture for Tcp {
+    type Link = tbus_transport::link::tcp::TcpLink;
+    const LANDS_ANYWHERE: bool = false;
+
+    fn new() -> Tcp {
+        let listen = |_| TcpNetwork::listen("127.0.0.1:0".parse().unwrap(), &[]).unwrap();
+        Tcp([0, 1].map(listen))
+    }
+
+    fn pair(&mut self) -> [Self::Link; 2] {
+        let [one, other] = &mut self.0;
+        let mut control = one.dial(&endpoint(other.address()));
+        control.send(&hello());
+        let _accepted = until("a control connection", || {
+            control.poll(&mut Vec::new()).unwrap();
+            other.accept()
+        });
+        let mut link = one.connect_link(&control, 1, 0, TOKEN).unwrap();
+        let (token, accepted) = until("a link", || {
+            link.kick();
+            let _ = other.accept();
+            other.accept_link()
+        });
+        assert_eq!(token, TOKEN);
+        [link, accepted]
+    }
+
+    fn pass(&mut self) {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// The simulated one.
+struct Sim<const RDMA: u64> {
+    world: World,
+    networks: [SimNetwork; 2],
+}
+
+impl<const RDMA: u64> Fixture for Sim<RDMA> {
+    type Link = tbus_transport::sim::SimLink;
+    const LANDS_ANYWHERE: bool = RDMA > 0;
+
+    fn new() -> Self {
+        let conditions = Conditions {
+            delay: 10_000..500_000,
+            loss: 100,
+            stray: 50,
+            rdma: RDMA,
+            cut: Default::default(),
+        };
+        let world = World::new(1, conditions);
+        let networks = [0, 1].map(|host| SimNetwork::listen(&world, host, 1).unwrap());
+        Sim { world, networks }
+    }
+
+    fn pair(&mut self) -> [Self::Link; 2] {
+        let control = self.networks[0].dial(&SimNetwork::endpoint_of(1, 1));
+        let link = self.networks[0]
+            .connect_link(&control, 1, 0, TOKEN)
+            .unwrap();
+        let (token, accepted) = until("a link", || {
+            self.pass();
+            self.networks[1].accept_link()
+        });
+        assert_eq!(token, TOKEN);
+        [link, accepted]
+    }
+
+    fn pass(&mut self) {
+        self.world.advance(self.world.now() + 1_000_000);
+    }
+}
+
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Two ends of a link, and some rings on either side of it.
+struct Bench<F: Fixture> {
+    fixture: F,
+    links: [Option<F::Link>; 2],
+    sources: Vec<SourceReader>,
+    mirrors: Vec<MirrorWriter>,
+    events: [Vec<Event>; 2],
+    _scratch: Scratch,
+}
+
+fn read(region: &Region, position: u64, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; length as usize];
+    // SAFETY: that many bytes lie there while the region lives, and nobody writes them during the call.
+    unsafe {
+        let from = region.at(position, bytes.len());
+        std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
+    }
+    bytes
+}
+
+fn write(region: &Region, position: u64, bytes: &[u8]) {
+    // SAFETY: that many bytes lie there while the region lives, and nobody else uses them during the call.
+    unsafe {
+        let to = region.at(position, bytes.len());
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+    }
+}
+
+/// What belongs at `position` of ring `slot`.
+fn content(slot: u32, position: u64, length: u64) -> Vec<u8> {
+    let byte = |at: u64| Random::new(u64::from(slot) << 50 ^ at).bits() as u8;
+    (position..position + length).map(byte).collect()
+}
+
+impl<F: Fixture> Bench<F> {
+    fn new(name: &str) -> Self {
+        let shm = Path::new("/dev/shm");
+        let base = if shm.is_dir() {
+            shm.to_path_buf()
+        } else {
+            std::env::temp_dir()
+        };
+        let path = base.join(format!("tbus-link-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        let directory = Directory::create(&path).unwrap();
+        let ring = |kind, lock_slot| {
+            let spec = RingSpec {
+                kind,
+                lock_slot,
+                ..RingSpec::local(CAPACITY, Address(1), Address(2))
+            };
+            Ring::create(&directory, &spec).unwrap()
+        };
+        let sources = (0..3).map(|slot| ring(Kind::Source, slot).source_reader().unwrap());
+        let mirrors = (3..6).map(|slot| ring(Kind::Mirror, slot).mirror_writer().unwrap());
+        let (sources, mirrors) = (sources.collect(), mirrors.collect());
+        let mut fixture = F::new();
+        Bench {
+            links: fixture.pair().map(Some),
+            fixture,
+            sources,
+            mirrors,
+            events: Default::default(),
+            _scratch: Scratch(path),
+        }
+    }
+
+    fn link(&mut self, end: usize) -> &mut F::Link {
+        self.links[end].as_mut().expect("not quiesced")
+    }
+
+    fn source(&self, slot: u32) -> Region {
+        self.sources[slot as usize].region()
+    }
+
+    fn mirror(&self, slot: u32) -> Region {
+        self.mirrors[slot as usize].region()
+    }
+
+    /// Ring `slot` goes from end 0 to end 1, from position 0, with all its room.
+    fn attach(&mut self, slot: u32, epochs: [u64; 2]) {
+        let (source, mirror) = (self.source(slot), self.mirror(slot));
+        self.link(0).attach_source(slot, source, epochs[0]);
+        self.link(1)
+            .attach_mirror(slot, mirror, epochs[1], 0, CAPACITY);
+    }
+
+    fn fill(&self, slot: u32, from: u64, to: u64) {
+        write(&self.source(slot), from, &content(slot, from, to - from));
+    }
+
+    /// Both ends send and look; returns what end 1 has heard.
+    fn go(&mut self) -> Vec<Event> {
+        self.fixture.pass();
+        for end in 0..2 {
+            if let Some(link) = &mut self.links[end] {
+                link.kick();
+                link.poll(1 << 16, &mut self.events[end]);
+            }
+        }
+        std::mem::take(&mut self.events[1])
+    }
+
+    /// Until end `end` hears that the link is down; no more comes after that. Returns what came before, and why.
+    fn down(&mut self, end: usize) -> (Vec<Event>, String) {
+        let begun = Instant::now();
+        let mut heard = Vec::new();
+        loop {
+            let at_one = self.go();
+            heard.extend(if end == 1 {
+                at_one
+            } else {
+                std::mem::take(&mut self.events[0])
+            });
+            if let Some(at) = heard
+                .iter()
+                .position(|event| matches!(event, Event::Down(_)))
+            {
+                let mut after = heard.split_off(at);
+                for _ in 0..100 {
+                    let at_one = self.go();
+                    after.extend(if end == 1 {
+                        at_one
+                    } else {
+                        std::mem::take(&mut self.events[0])
+                    });
+                }
+                let Some(Event::Down(why)) = after.first().cloned() else {
+                    unreachable!("found above")
+                };
+                assert_eq!(after.len(), 1, "nothing after the end: {after:?}");
+                return (heard, why);
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "the link does not go down"
+            );
+        }
+    }
+}
+
+fn everything_arrives_in_order<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
+    let mut random = Random::new(5);
+    for slot in 0..3 {
+        bench.attach(slot, [EPOCH + u64::from(slot); 2]);
+    }
+    let (mut sent, mut arrived, mut done) = ([0u64; 3], [0u64; 3], [0u64; 3]);
+    let begun = Instant::now();
+    while arrived.iter().any(|at| *at < 10 * CAPACITY) {
+        let slot = random.below(3) as u32;
+        let at = slot as usize;
+        // The source keeps what is not done, the mirror what has not arrived; nobody reads it there.
+        let room = done[at].min(arrived[at]) + CAPACITY;
+        let to = (sent[at] + 8 + 8 * random.below(200)).min(room);
+        if to > sent[at] {
+            bench.fill(slot, sent[at], to);
+            if bench.link(0).append(slot, sent[at], to) {
+                sent[at] = to;
+            }
+        }
+        for event in bench.go() {
+            let Event::Arrived { slot, to } = event else {
+                panic!("{event:?}");
+            };
+            let at = slot as usize;
+            assert!(
+                to > arrived[at] && to <= sent[at],
+                "{to} after {}",
+                arrived[at]
+            );
+            let (from, length) = (arrived[at], to - arrived[at]);
+            assert!(read(&bench.mirror(slot), from, length) == content(slot, from, length));
+            arrived[at] = to;
+            bench.link(1).set_room(slot, to + CAPACITY);
+        }
+        for event in std::mem::take(&mut bench.events[0]) {
+            let Event::SourceDone { slot, to } = event else {
+                panic!("{event:?}");
+            };
+            let at = slot as usize;
+            assert!(to >= done[at] && to <= sent[at]);
+            // From now on it may be anything.
+            write(
+                &bench.source(slot),
+                done[at],
+                &vec![0xee; (to - done[at]) as usize],
+            );
+            done[at] = to;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{sent:?} {arrived:?} {done:?}"
+        );
+    }
+}
+
+fn control_records_pass_both_ways<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
+    let record = |n: u64| Control {
+        slot: n as u32,
+        epoch: EPOCH,
+        want: n.is_multiple_of(3),
+        delivered: if n.is_multiple_of(3) { 0 } else { 64 * n },
+        consumed: tbus::Cursor {
+            position: if n.is_multiple_of(3) { 0 } else { 32 * n },
+            sequence: if n.is_multiple_of(3) { 0 } else { n },
+        },
+    };
+    let mut heard = [Vec::new(), Vec::new()];
+    for n in 0..50 {
+        for end in 0..2 {
+            bench.link(end).control(record(n));
+        }
+        heard[1].extend(bench.go());
+        heard[0].append(&mut bench.events[0]);
+    }
+    until("all records", || {
+        heard[1].extend(bench.go());
+        heard[0].append(&mut bench.events[0]);
+        heard.iter().all(|heard| heard.len() == 50).then_some(())
+    });
+    for heard in heard {
+        let expected: Vec<_> = (0..50).map(|n| Event::Remote(record(n))).collect();
+        assert_eq!(heard, expected);
+    }
+}
+
+fn a_detached_mirror_is_left_alone<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
+    bench.attach(0, [EPOCH; 2]);
+    bench.attach(1, [EPOCH; 2]);
+    bench.link(1).detach_mirror(0);
+    for slot in 0..2 {
+        bench.fill(slot, 0, 512);
+        assert!(bench.link(0).append(slot, 0, 512));
+    }
+    let heard = until("the other ring", || {
+        let heard = bench.go();
+        (!heard.is_empty()).then_some(heard)
+    });
+    assert!(
+        heard
+            .iter()
+            .all(|e| matches!(e, Event::Arrived { slot: 1, .. })),
+        "{heard:?}"
+    );
+    assert!(read(&bench.mirror(0), 0, 512) == [0; 512]);
+}
+
+/// What the peer does wrong: the link goes down with a reason, and what is not its is as it was.
+fn wrong<F: Fixture>(name: &str, expected: &str, act: impl FnOnce(&mut Bench<F>)) {
+    let mut bench = Bench::<F>::new(name);
+    bench.fill(0, 0, CAPACITY);
+    act(&mut bench);
+    let (before, why) = bench.down(1);
+    assert!(before.is_empty(), "{before:?}");
+    if !F::LANDS_ANYWHERE {
+        assert!(why.contains(expected), "{why}");
+        assert!(read(&bench.mirror(0), 0, CAPACITY) == [0; CAPACITY as usize]);
+    }
+    assert!(read(&bench.mirror(1), 0, CAPACITY) == [0; CAPACITY as usize]);
+}
+
+fn another_epoch_is_refused<F: Fixture>(name: &str) {
+    wrong::<F>(name, "epoch", |bench| {
+        bench.attach(0, [EPOCH, EPOCH + 1]);
+        assert!(bench.link(0).append(0, 0, 512));
+    });
+}
+
+fn an_unknown_slot_is_refused<F: Fixture>(name: &str) {
+    wrong::<F>(name, "not open", |bench| {
+        let source = bench.source(0);
+        bench.link(0).attach_source(2, source, EPOCH);
+        assert!(bench.link(0).append(2, 0, 512));
+    });
+}
+
+fn bytes_beyond_the_room_are_refused<F: Fixture>(name: &str) {
+    wrong::<F>(name, "is free", |bench| {
+        let (source, mirror) = (bench.source(0), bench.mirror(0));
+        bench.link(0).attach_source(0, source, EPOCH);
+        bench.link(1).attach_mirror(0, mirror, EPOCH, 0, 256);
+        assert!(bench.link(0).append(0, 0, 264));
+    });
+}
+
+fn bytes_out_of_order_are_refused<F: Fixture>(name: &str) {
+    wrong::<F>(name, "is free", |bench| {
+        bench.attach(0, [EPOCH; 2]);
+        assert!(bench.link(0).append(0, 64, 512));
+    });
+}
+
+fn nothing_lands_after_quiesce<F: Fixture>(name: &str) {
+    for round in 0..20 {
+        let mut bench = Bench::<F>::new(name);
+        bench.attach(0, [EPOCH; 2]);
+        bench.fill(0, 0, CAPACITY);
+        assert!(bench.link(0).append(0, 0, CAPACITY));
+        bench.link(0).kick();
+        for _ in 0..round {
+            bench.go();
+        }
+        let _proof = bench.links[1].take().expect("it is there").quiesce();
+        let then = read(&bench.mirror(0), 0, CAPACITY);
+        for _ in 0..50 {
+            bench.go();
+        }
+        assert!(read(&bench.mirror(0), 0, CAPACITY) == then);
+    }
+}
+
+fn the_other_end_hears_of_the_end_once<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
+    bench.attach(0, [EPOCH; 2]);
+    bench.fill(0, 0, 512);
+    let _proof = bench.links[1].take().expect("it is there").quiesce();
+    bench.link(0).append(0, 0, 512);
+    let (_, why) = bench.down(0);
+    assert!(!why.is_empty());
+    assert!(
+        !bench.link(0).append(0, 512, 1024),
+        "nothing is accepted any more"
+    );
+}
+
+macro_rules! conform {
+    ($name:ident, $fixture:ty) => {
+        mod $name {
+            use super::*;
+            conform!(@ $name, $fixture, everything_arrives_in_order, control_records_pass_both_ways,
+                a_detached_mirror_is_left_alone, another_epoch_is_refused, an_unknown_slot_is_refused,
+                bytes_beyond_the_room_are_refused, bytes_out_of_order_are_refused,
+                nothing_lands_after_quiesce, the_other_end_hears_of_the_end_once);
+        }
+    };
+    (@ $name:ident, $fixture:ty, $($test:ident),*) => {$(
+        #[test]
+        fn $test() {
+            super::$test::<$fixture>(concat!(stringify!($name), "-", stringify!($test)));
+        }
+    )*};
+}
+
+conform!(tcp, Tcp);
+conform!(sim_tcp, Sim<0>);
+conform!(sim_rdma, Sim<1000>);
+
+/// A peer that writes what it likes to the real link.
+fn liar() -> (Tcp, TcpStream, <Tcp as Fixture>::Link) {
+    let mut fixture = Tcp::new();
+    let mut stream = TcpStream::connect(fixture.0[1].address()).unwrap();
+    let mut attach = Vec::new();
+    Frame::Attach(TOKEN).encode(&mut attach);
+    stream.write_all(&attach).unwrap();
+    let (_, link) = until("a link", || {
+        let _ = fixture.0[1].accept();
+        fixture.0[1].accept_link()
+    });
+    (fixture, stream, link)
+}
+
+fn ends(link: &mut impl Link) -> String {
+    let mut events = Vec::new();
+    until("the end", || {
+        link.poll(1 << 20, &mut events);
+        match events.pop() {
+            Some(Event::Down(why)) => Some(why),
+            Some(other) => panic!("{other:?}"),
+            None => None,
+        }
+    })
+}
+
+#[test]
+fn bytes_that_are_no_chunk_end_a_tcp_link() {
+    let mut random = Random::new(11);
+    for _ in 0..50 {
+        let (_fixture, mut stream, mut link) = liar();
+        let noise: Vec<u8> = (0..CHUNK_HEADER).map(|_| random.bits() as u8).collect();
+        stream.write_all(&noise).unwrap();
+        assert!(!ends(&mut link).is_empty());
+        drop(link);
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        assert!(!matches!(stream.read(&mut [0; 8]), Ok(n) if n > 0));
+    }
+}
+
+#[test]
+fn an_oversized_chunk_ends_a_tcp_link() {
+    let (_fixture, mut stream, mut link) = liar();
+    let honest = Chunk {
+        data: Some(Data {
+            slot: 0,
+            epoch: EPOCH,
+            position: 0,
+            length: MAX_CHUNK as u32,
+        }),
+        control: None,
+    };
+    let mut bytes = honest.encode();
+    let wrong = (MAX_CHUNK as u32 + 1).to_le_bytes();
+    let at = (0..bytes.len() - 3)
+        .find(|at| bytes[*at..at + 4] == (MAX_CHUNK as u32).to_le_bytes())
+        .expect("the length is in the header");
+    bytes[at..at + 4].copy_from_slice(&wrong);
+    stream.write_all(&bytes).unwrap();
+    let why = ends(&mut link);
+    assert!(why.contains("65537") || why.contains("bytes"), "{why}");
+}
