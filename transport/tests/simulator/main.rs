@@ -9,6 +9,7 @@
 //! shows everything that happens. Named scenarios run first; an argument chooses those whose names contain it.
 
 mod flow;
+mod losses;
 mod named;
 mod random;
 mod sim;
