@@ -1,6 +1,6 @@
 //! Hosts with real rings, the real relay and applications, in simulated time.
 
-use crate::flow::{Excuse, Flow, Sent, Wrong};
+use crate::flow::{Flow, Wrong};
 use crate::trace::{self, Reported, note};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tbus::config::{ChannelsConfig, parse_channels};
 use tbus::grm::{Route, Transport};
 use tbus::manage::Manager;
-use tbus::{Address, Bus, Kind, Ring, Uuid};
+use tbus::{Address, Bus, Uuid};
 use tbus_transport::relay::status::PeerStatus;
 use tbus_transport::relay::{Relay, Routes, Settings, Totals};
 use tbus_transport::session::Nanos;
