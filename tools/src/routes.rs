@@ -1,5 +1,7 @@
 //! `trelaymgr`: writes, lists and deletes routes to other hosts.
 
+pub mod cli;
+
 use crate::columns::{Align, Columns};
 use crate::command::{Failure, PATIENCE, Result, Target, time};
 use serde_json::{Value, json};

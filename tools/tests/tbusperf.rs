@@ -676,7 +676,7 @@ fn the_help_teaches() {
         ("lat --help", "corrected for coordinated omission"),
         ("rate --help", "Examples:"),
         ("limit --help", "near"),
-        ("compare --help", "Example:"),
+        ("compare --help", "Examples:"),
     ] {
         let output = place.run(arguments);
         let text = String::from_utf8(output.stdout).unwrap();

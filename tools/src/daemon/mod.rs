@@ -1,5 +1,6 @@
 //! `tbusd`: the relay as a daemon.
 
+pub mod cli;
 mod status;
 
 use crate::command::{Failure, Result};

@@ -11,6 +11,15 @@ use tbus::config::parse_key;
 /// What its man page has beyond the options.
 pub const MANUAL: Manual = Manual {
     command,
+    synopsis: &[
+        "{-C FILE | -k KEY} [--json]",
+        "-C FILE {--plan | -W} [--force] [--json]",
+        "{-C FILE | -k KEY} {--see ADDR | --see-all} [--dump-binary] [--json]",
+        "{-C FILE | -k KEY} -T --src ADDR --dst ADDR [--data-len N] [--json]",
+        "{-C FILE | -k KEY} {--clean N | --delete N [--force]} [--json]",
+    ],
+    configuration: &[],
+    signals: &[],
     examples: &[
         ("tbusmgr -C channels.xml --plan", "what would change"),
         (
@@ -66,7 +75,8 @@ pub const MANUAL: Manual = Manual {
             "locks on its bytes say who sends, receives and manages",
         ),
     ],
-    see_also: &["tbusperf(1)", "acl(5)"],
+    examples_of: &[],
+    see_also: &["trelaymgr(1)", "tbusd(1)", "tbusperf(1)", "acl(5)"],
 };
 
 #[derive(Parser)]

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod bench;
 pub mod channel;
+pub mod cli;
 pub mod clock;
 pub mod compare;
 pub mod demo;
