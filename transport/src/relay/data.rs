@@ -1,0 +1,285 @@
+//! The data path: from ring to link, from link to ring, and who may forget what.
+
+use super::peer::Peer;
+use super::rings::At;
+use super::{BUDGET, Nanos, Relay, TURN};
+use crate::link::{Event, Link};
+use crate::network::Network;
+use crate::wire::{self, Goodbye};
+use tracing::error;
+
+impl<N: Network> Relay<N> {
+    pub(super) fn poll_link(&mut self, p: usize, now: Nanos) -> bool {
+        let Some(link) = &mut self.peers[p].link else {
+            return false;
+        };
+        let mut events = std::mem::take(&mut self.events);
+        let any = link.poll(BUDGET, &mut events);
+        if any {
+            self.peers[p].session.alive(now);
+        }
+        for event in events.drain(..) {
+            if self.peers[p].link.is_none() {
+                break; // one of the events before was its end
+            }
+            match event {
+                Event::Arrived { slot, to } => self.arrived(p, slot, to, now),
+                Event::Remote(control) => self.remote(p, &control, now),
+                Event::SourceDone { slot, to } => {
+                    if let Some(ring) = self.peers[p]
+                        .out
+                        .get(slot as usize)
+                        .and_then(|i| self.rings.out[*i].as_mut())
+                    {
+                        ring.done = ring.done.max(to);
+                    }
+                    self.settle(p, slot);
+                }
+                Event::Down(why) => self.down(p, Goodbye::Link, why, now),
+            }
+        }
+        self.events = events;
+        self.send_waiting(p);
+        any
+    }
+
+    /// Bytes of an inbound ring are there: publishes what is whole.
+    pub(super) fn arrived(&mut self, p: usize, slot: u32, to: u64, now: Nanos) {
+        let Some(&index) = self.peers[p].inn.get(&slot) else {
+            return;
+        };
+        let Some(ring) = self.rings.inn[index].as_mut() else {
+            return;
+        };
+        let Some(writer) = &mut ring.writer else {
+            return;
+        };
+        let before = writer.tail();
+        match writer.publish_whole(to) {
+            Ok(tail) => {
+                let (messages, bytes) = (
+                    tail.sequence - before.sequence,
+                    tail.position - before.position,
+                );
+                ring.messages += messages;
+                ring.bytes += bytes;
+                self.totals.received_messages += messages;
+                self.totals.received_bytes += bytes;
+                self.consumed(index, now);
+            }
+            Err(error) => self.reject(index, &error),
+        }
+    }
+
+    /// The application of an inbound ring may have released something: the peer gets the room.
+    pub(super) fn consumed(&mut self, index: usize, now: Nanos) {
+        let Some(ring) = self.rings.inn[index].as_mut() else {
+            return;
+        };
+        let (Some(writer), Some(slot)) = (&mut ring.writer, ring.slot) else {
+            return;
+        };
+        let peer = &mut self.peers[ring.peer];
+        let mut consumed = writer.consumed();
+        if peer.session.is_wanted(slot) {
+            writer.want_room(); // from now on every release is news, so the last look comes after it
+            consumed = writer.consumed();
+        }
+        match consumed {
+            Ok(consumed) => {
+                if let Some(link) = &mut peer.link {
+                    link.set_room(slot, consumed.position + ring.capacity);
+                }
+                peer.session
+                    .published(now, slot, writer.tail().position, consumed);
+            }
+            Err(error) => self.reject(index, &error),
+        }
+    }
+
+    /// An inbound ring is of no use any more, and the peer learns why; the others go on.
+    pub(super) fn reject(&mut self, index: usize, error: &tbus::Error) {
+        let Some(ring) = self.rings.inn[index].as_mut() else {
+            return;
+        };
+        error!(channel = %ring.name, "a mirror is given up: {error}");
+        self.totals.rejected += 1;
+        ring.trouble = Some(error.to_string());
+        let position = match error {
+            tbus::Error::Damaged { damage, .. } => damage.position,
+            _ => ring
+                .writer
+                .as_ref()
+                .map_or(0, |writer| writer.tail().position),
+        };
+        if let Some(slot) = ring.slot {
+            let peer = &mut self.peers[ring.peer];
+            if let Some(link) = &mut peer.link {
+                link.detach_mirror(slot);
+            }
+            if let Some(frame) = peer.session.reject(slot, position, error.to_string()) {
+                peer.send(&[frame]);
+            }
+        }
+    }
+
+    /// The peer tells how far a mirror has come, or wants room.
+    pub(super) fn remote(&mut self, p: usize, control: &wire::Control, now: Nanos) {
+        match self.peers[p].session.control(now, control) {
+            Err((why, text)) => self.down(p, why, text, now),
+            Ok(Ok(None)) => {}
+            Ok(Err(slot)) => {
+                if let Some(&index) = self.peers[p].inn.get(&slot) {
+                    self.consumed(index, now);
+                }
+            }
+            Ok(Ok(Some(progress))) => {
+                let Some(&index) = self.peers[p].out.get(control.slot as usize) else {
+                    return;
+                };
+                let Some(ring) = self.rings.out[index].as_mut() else {
+                    return;
+                };
+                ring.settled = if ring.until_consumed {
+                    progress.consumed.position
+                } else {
+                    progress.delivered
+                };
+                ring.reader.set_peer_head(progress.consumed);
+                self.settle(p, control.slot);
+                self.send_ring(index);
+            }
+        }
+    }
+
+    /// Releases what neither the peer nor the link needs any more.
+    pub(super) fn settle(&mut self, p: usize, slot: u32) {
+        let Some(&index) = self.peers[p].out.get(slot as usize) else {
+            return;
+        };
+        let Some(ring) = self.rings.out[index].as_mut() else {
+            return;
+        };
+        let to = ring.settled.min(ring.done);
+        if to > ring.reader.released().position
+            && let Err(error) = ring.reader.release(to)
+        {
+            self.give_up(index, &error.to_string());
+        }
+    }
+
+    /// An outbound ring is of no use any more, until it has another generation; the others go on.
+    pub(super) fn give_up(&mut self, index: usize, why: &str) {
+        let Some(ring) = self.rings.out[index].as_mut() else {
+            return;
+        };
+        error!(channel = %ring.name, "a ring is not mirrored any more: {why}");
+        self.totals.rejected += 1;
+        ring.trouble = Some(why.to_string());
+        let mut frames = Vec::new();
+        let peer = &mut self.peers[ring.peer];
+        peer.session.end(ring.slot, &mut frames);
+        peer.send(&frames);
+    }
+
+    pub(super) fn take_news(&mut self, now: Nanos) -> bool {
+        let mut slots = Vec::new(); // allocates nothing while there is no news
+        self.news
+            .take(self.rings.news_slots(), |slot| slots.push(slot));
+        for slot in &slots {
+            // By index: looking at one may change the list.
+            let mut index = 0;
+            while let Some(at) = self.rings.with_news(*slot).get(index).copied() {
+                index += 1;
+                self.look_at(at, now);
+            }
+        }
+        !slots.is_empty()
+    }
+
+    pub(super) fn look_at(&mut self, at: At, now: Nanos) {
+        match at {
+            At::Out(index) => self.send_ring(index),
+            At::In(index) => self.consumed(index, now),
+        }
+    }
+
+    /// Appends what an outbound ring has, as far as the peer has room and the link takes it.
+    pub(super) fn send_ring(&mut self, index: usize) {
+        let Some(ring) = self.rings.out[index].as_mut() else {
+            return;
+        };
+        let peer = &mut self.peers[ring.peer];
+        let (Some(link), Some((sent, room))) = (&mut peer.link, peer.session.may_send(ring.slot))
+        else {
+            return;
+        };
+        let walked = ring.reader.tail().and_then(|tail| {
+            let to = tail
+                .position
+                .min(room)
+                .min(sent.position + TURN.max(ring.reader.region().capacity() / 2 + 64));
+            Ok((tail, ring.reader.walk(sent, to)?))
+        });
+        let (tail, end) = match walked {
+            Ok(walked) => walked,
+            Err(error) => return self.give_up(index, &error.to_string()),
+        };
+        if end.position > sent.position {
+            if !link.append(ring.slot, sent.position, end.position) {
+                if !std::mem::replace(&mut ring.waiting, true) {
+                    peer.waiting.push_back(index);
+                }
+                return;
+            }
+            peer.session.sent(ring.slot, end);
+            let (messages, bytes) = (end.sequence - sent.sequence, end.position - sent.position);
+            ring.messages += messages;
+            ring.bytes += bytes;
+            self.totals.sent_messages += messages;
+            self.totals.sent_bytes += bytes;
+        }
+        if end.position < tail.position {
+            if end.position == sent.position {
+                // Not even one record has room.
+                if let Some(control) = peer.session.want_room(ring.slot) {
+                    link.control(control);
+                }
+            } else if !std::mem::replace(&mut ring.waiting, true) {
+                peer.waiting.push_back(index);
+            }
+        }
+    }
+
+    /// Goes on with rings that the link did not take, or that had more than a turn.
+    pub(super) fn send_waiting(&mut self, p: usize) {
+        for _ in 0..self.peers[p].waiting.len() {
+            let Some(index) = self.peers[p].waiting.pop_front() else {
+                break;
+            };
+            if let Some(ring) = self.rings.out[index].as_mut() {
+                ring.waiting = false;
+                self.send_ring(index);
+            }
+        }
+    }
+
+    /// Sends what was accepted, and with it the acknowledgements that wait.
+    pub(super) fn flush(&mut self, p: usize, now: Nanos) {
+        let Peer {
+            link: Some(link),
+            session,
+            ..
+        } = &mut self.peers[p]
+        else {
+            return;
+        };
+        if session.has_acks() {
+            let company = link.is_busy();
+            while let Some(control) = session.next_ack(now, company) {
+                link.control(control);
+            }
+        }
+        link.kick();
+    }
+}
