@@ -173,7 +173,15 @@ impl Manager {
             )
         };
         let mut beginning = Beginning::default();
+        let status = old.status();
+        let end = status.tail;
+        // A local ring whose records are not the source's.
+        let sent_here = old.kind() != Kind::Mirror && status.producer.attaches > 0;
         match next {
+            // Begins where the mirror ended, in case that its route comes back.
+            Next::Local if old.kind() == Kind::Mirror => {
+                (spec.nonce, spec.start) = (Some(header.nonce), end);
+            }
             Next::Local => {}
             Next::Carry(kind) => {
                 spec.kind = kind;
@@ -185,6 +193,10 @@ impl Manager {
                 start,
                 source,
             } => {
+                // The same records, though the source has another name or the route was gone for a while: what was received
+                // here does not come again.
+                let goes_on = header.nonce == nonce && end.position > start.position && !sent_here;
+                let start = if goes_on { end } else { start };
                 (spec.kind, spec.nonce, spec.start) = (Kind::Mirror, Some(nonce), start);
                 beginning.peer = Some(source);
             }

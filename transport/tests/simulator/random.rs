@@ -140,7 +140,7 @@ fn fault(sim: &mut Sim, rare: bool, healing: &mut Healing) -> Result<(), Wrong> 
 
 /// Whether routes are taken away and come back. Not yet: what was published and not acknowledged then comes twice, since
 /// the next generation of a source or a mirror does not know how far the one before it had come.
-pub const ROUTES: bool = false;
+pub const ROUTES: bool = true;
 
 fn rare(sim: &mut Sim, host: usize, other: usize) -> Result<(), Wrong> {
     match sim.random.below(if ROUTES { 8 } else { 5 }) {
