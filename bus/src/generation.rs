@@ -187,6 +187,8 @@ impl Manager {
                 spec.kind = kind;
                 spec.nonce = Some(header.nonce); // the records carried over have its commit words
                 beginning.unread_of = Some(old);
+                // Else the loss of what its mirror holds would be silent.
+                beginning.peer = old.peer_and_head();
             }
             Next::Mirror {
                 nonce,
@@ -198,7 +200,7 @@ impl Manager {
                 let goes_on = header.nonce == nonce && end.position > start.position && !sent_here;
                 let start = if goes_on { end } else { start };
                 (spec.kind, spec.nonce, spec.start) = (Kind::Mirror, Some(nonce), start);
-                beginning.peer = Some(source);
+                beginning.peer = Some((source, Cursor::default()));
             }
         }
         Ring::create_file_with(&self.directory, &spec, beginning)

@@ -453,7 +453,7 @@ impl CursorSlots {
 pub(crate) fn initial_control(
     header: &Header,
     [released, tail]: [Cursor; 2],
-    peer: [u8; 16],
+    (peer, peer_head): ([u8; 16], Cursor),
 ) -> [u8; CONTROL_SIZE] {
     let mut words = [0u64; CONTROL_SIZE / 8];
     words[..Header::WORDS].copy_from_slice(&header.to_words());
@@ -465,6 +465,7 @@ pub(crate) fn initial_control(
         (offset_of!(Control, producer.tail), tail),
         (offset_of!(Control, released.cursor), released),
         (offset_of!(Control, head.cursor), released),
+        (offset_of!(Control, notes.peer_head), peer_head),
     ] {
         let slots = [
             start.position,

@@ -176,8 +176,8 @@ impl RingSpec {
 pub(crate) struct Beginning<'a> {
     /// The sequence of the ring before this one, whose unread messages it takes over; it is closed.
     pub unread_of: Option<&'a Ring>,
-    /// The ring on the other host, for a mirror.
-    pub peer: Option<Uuid>,
+    /// The ring on the other host, and up to where its application is known to have released.
+    pub peer: Option<(Uuid, Cursor)>,
 }
 
 /// A mapped ring. Cheap to clone; attach to it with [`Ring::sender`] and [`Ring::receiver`].
@@ -324,8 +324,11 @@ impl Ring {
             cursors =
                 ring.copy_unread(|bytes, offset| write(bytes, header.data_offset + offset))?;
         }
-        let peer = beginning.peer.unwrap_or(Uuid::NONE);
-        write(&layout::initial_control(&header, cursors, peer.0), 0)?;
+        let (peer, head) = beginning.peer.unwrap_or((Uuid::NONE, Cursor::default()));
+        write(
+            &layout::initial_control(&header, cursors, (peer.0, head)),
+            0,
+        )?;
         set_rights(&fresh.file, &path, spec)?;
         fresh.publish(&path)?;
         Ok(uuid)
@@ -470,6 +473,12 @@ impl Ring {
             let gaps = c.notes.gaps.load(Relaxed); // only the relay stores it
             c.notes.gaps.store(gaps + 1, Release); // partner: Acquire in gap
         });
+    }
+
+    /// The same with up to where the other ring's application is known to have released.
+    pub(crate) fn peer_and_head(&self) -> Option<(Uuid, Cursor)> {
+        let head = self.control(|c| c.notes.peer_head.recover());
+        self.peer().map(|peer| (peer, head))
     }
 
     /// Copies the bytes between `released` and the tail of this closed ring, whose roles the caller holds: calls `write` with

@@ -138,12 +138,8 @@ fn fault(sim: &mut Sim, rare: bool, healing: &mut Healing) -> Result<(), Wrong> 
     Ok(())
 }
 
-/// Whether routes are taken away and come back. Not yet: what was published and not acknowledged then comes twice, since
-/// the next generation of a source or a mirror does not know how far the one before it had come.
-pub const ROUTES: bool = true;
-
 fn rare(sim: &mut Sim, host: usize, other: usize) -> Result<(), Wrong> {
-    match sim.random.below(if ROUTES { 8 } else { 5 }) {
+    match sim.random.below(8) {
         0 | 1 => sim.lose_host(host),
         2 => sim.recreate(host)?,
         3 => {
