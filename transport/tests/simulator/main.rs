@@ -9,6 +9,7 @@
 //! shows everything that happens. Named scenarios run first; an argument chooses those whose names contain it.
 
 mod flow;
+mod liar;
 mod losses;
 mod named;
 mod random;
@@ -87,7 +88,7 @@ fn main() {
         for (name, _) in named::ALL {
             println!("{name}: test");
         }
-        println!("random_seeds: test");
+        println!("a_lying_peer: test\nrandom_seeds: test");
         return;
     }
     trace::install();
@@ -113,6 +114,9 @@ fn main() {
                 results.add(name, named(name, scenario));
             }
         }
+    }
+    if wanted("a_lying_peer") && one.is_none() {
+        results.add("a_lying_peer", lies());
     }
     if wanted("random_seeds") {
         let begun = Instant::now();
@@ -143,6 +147,17 @@ fn named(name: &str, scenario: fn(&mut Sim) -> Result<(), String>) -> Result<(),
         result.map_err(|why| {
             format!("{kind}: {why}\nTBUS_SIM_TRACE=1 cargo test --release -p tbus-transport --test simulator -- {name}")
         })?;
+    }
+    Ok(())
+}
+
+/// A peer that lies, in many ways.
+fn lies() -> Result<(), String> {
+    for seed in 0..10 {
+        for shape in named::shapes(seed) {
+            let mut sim = Sim::new(shape)?;
+            liar::run(&mut sim).map_err(|why| format!("lies of seed {seed}: {why}"))?;
+        }
     }
     Ok(())
 }
