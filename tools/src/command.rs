@@ -17,8 +17,12 @@ pub enum Failure {
     Usage(String),
     /// 3: a configuration file was refused.
     Config(ConfigError),
+    /// 3: a configuration file asks for what cannot be had.
+    Asked(String),
     /// 4 to 7: by the error.
     Bus(Error),
+    /// 6: another process has what is needed.
+    Busy(String),
     /// 7: the system, while printing or sending.
     Other(String),
 }
@@ -28,7 +32,7 @@ impl Failure {
     pub fn status(&self) -> u8 {
         match self {
             Failure::Usage(_) => 2,
-            Failure::Config(_) => 3,
+            Failure::Config(_) | Failure::Asked(_) => 3,
             Failure::Bus(error) => match error {
                 Error::NotFound { .. }
                 | Error::NoChannel { .. }
@@ -38,6 +42,7 @@ impl Failure {
                 Error::Busy { .. } => 6,
                 _ => 7,
             },
+            Failure::Busy(_) => 6,
             Failure::Other(_) => 7,
         }
     }
@@ -46,7 +51,10 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Failure::Usage(text) | Failure::Other(text) => f.write_str(text),
+            Failure::Usage(text)
+            | Failure::Asked(text)
+            | Failure::Busy(text)
+            | Failure::Other(text) => f.write_str(text),
             Failure::Config(error) => error.fmt(f),
             Failure::Bus(error) => error.fmt(f),
         }

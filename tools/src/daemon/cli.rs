@@ -71,11 +71,11 @@ pub const MANUAL: Manual = Manual {
         ("2", "wrong usage"),
         ("3", "bad configuration"),
         ("4", "a map is not there"),
-        ("6", "busy, another process holds what is needed"),
         (
-            "7",
-            "the system refused, the port is taken, or no relay answers",
+            "6",
+            "busy, another relay runs, or another process has the port",
         ),
+        ("7", "the system refused, or no relay answers"),
     ],
     environment: &[
         (

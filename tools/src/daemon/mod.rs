@@ -4,6 +4,7 @@ pub mod cli;
 mod status;
 
 use crate::command::{Failure, Result};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +30,7 @@ pub struct Options {
 /// Reads the file and opens what it names, without taking anything. Returns what to print.
 pub fn check(file: &Path) -> Result<String> {
     let config = read_relay(file)?;
-    refuse_what_is_missing(&config)?;
+    refuse_what_is_missing(file, &config)?;
     let (bus, grm) = open(&config)?;
     let channels = bus.gcim().snapshot()?.channels.len();
     let routes = grm.snapshot()?.routes.len();
@@ -39,7 +40,7 @@ pub fn check(file: &Path) -> Result<String> {
         Err(e) => format!("is not free now ({e}); a running relay has it, or another program"),
     };
     Ok(format!(
-        "{}: cluster {}, node {}; {channels} channels of bus {}, {routes} routes of {}; {} {port}\n",
+        "{}: cluster {}, node {}; {channels} channel(s) of bus {}, {routes} route(s) of {}; {} {port}\n",
         file.display(),
         config.cluster,
         config.node,
@@ -57,24 +58,26 @@ fn open(config: &RelayConfig) -> Result<(Bus, Grm)> {
 }
 
 /// Security modes that this version does not have are refused, not silently weakened.
-fn refuse_what_is_missing(config: &RelayConfig) -> Result<()> {
+fn refuse_what_is_missing(file: &Path, config: &RelayConfig) -> Result<()> {
     let all = config
         .allow
         .iter()
         .map(|peer| peer.security)
         .chain([config.security]);
+    let refuse = |what| Err(Failure::Asked(format!("{}: {what}", file.display())));
     if all.into_iter().any(|security| security != Security::None) {
-        let text = "security: this version has only 'none', which is for one host: write security = \"none\" and listen on \
-                    127.0.0.1"
-            .to_string();
-        return Err(Failure::Usage(text));
+        return refuse(
+            "security: this version has only 'none', which is for one host: write security = \"none\" and listen on \
+             127.0.0.1"
+                .to_string(),
+        );
     }
     match config.listen.ip().is_loopback() {
         true => Ok(()),
-        false => Err(Failure::Usage(format!(
+        false => refuse(format!(
             "listen: {} can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1",
             config.listen
-        ))),
+        )),
     }
 }
 
@@ -94,7 +97,7 @@ fn endpoint(address: SocketAddr) -> RelayEndpoint {
 /// Runs the relay until a signal ends it.
 pub fn run(file: &Path, options: &Options) -> Result<()> {
     let config = read_relay(file)?;
-    refuse_what_is_missing(&config)?;
+    refuse_what_is_missing(file, &config)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, stop.clone())
@@ -102,10 +105,14 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
     }
     let (bus, grm) = open(&config)?;
     let network = TcpNetwork::listen(config.listen, &[]).map_err(|e| {
-        Failure::Other(format!(
+        let text = format!(
             "cannot listen at {}: {e}; is a relay running already?",
             config.listen
-        ))
+        );
+        match e.kind() {
+            ErrorKind::AddrInUse => Failure::Busy(text),
+            _ => Failure::Other(text),
+        }
     })?;
     let listen = network.address();
     let settings = Settings {

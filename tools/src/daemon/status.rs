@@ -26,7 +26,7 @@ pub(super) struct Questions(mpsc::Receiver<mpsc::Sender<Value>>);
 pub(super) fn answer(path: &Path) -> Result<Questions> {
     let fail = |e| Failure::Other(format!("cannot answer at {}: {e}", path.display()));
     if UnixStream::connect(path).is_ok() {
-        return Err(Failure::Other(format!(
+        return Err(Failure::Busy(format!(
             "another relay with this node number runs already: it answers at {}",
             path.display()
         )));
@@ -125,8 +125,9 @@ pub fn ask(file: &Path, as_json: bool) -> Result<String> {
     let path = socket_path(&config);
     let fail = |e: std::io::Error| {
         Failure::Other(format!(
-            "no relay answers at {}: {e}; is tbusd running?",
-            path.display()
+            "no relay answers at {}: {e}; start it: tbusd -c {}",
+            path.display(),
+            file.display()
         ))
     };
     let mut stream = UnixStream::connect(&path).map_err(fail)?;
