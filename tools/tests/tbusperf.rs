@@ -669,6 +669,39 @@ fn a_signal_and_a_dead_worker_end_it_with_nothing_left() {
 }
 
 #[test]
+fn two_hosts_are_measured_beside_bare_tcp() {
+    let place = Place::new("remote");
+    for (arguments, channel) in [
+        ("lat --remote --embedded", "embedded relays"),
+        ("lat --remote", "two tbusd"),
+        ("rate --remote --embedded", "embedded relays"),
+        ("rate --remote --transport tcp", "two tbusd"),
+    ] {
+        let result = place.json(&format!("{arguments} --size 64 --count 50 --rounds 1"));
+        let named = result["settings"]["channel"].as_str().unwrap();
+        assert!(named.starts_with("remote, tcp"), "{named}");
+        assert!(named.contains(channel), "{arguments}: {named}");
+        let row = &result["sizes"][0];
+        assert!(row["iterations"].as_u64() >= Some(50), "{row:#}");
+        let kind = arguments.split(' ').next().unwrap();
+        let figure = if kind == "lat" {
+            "typical"
+        } else {
+            "per_second"
+        };
+        let median = row["figures"][figure]["median"].as_f64();
+        assert!(median > Some(0.0), "{row:#}");
+    }
+    for arguments in ["lat --embedded", "rate --transport tcp"] {
+        assert!(place.refused(arguments, 2).contains("--remote"));
+    }
+    for transport in ["verbs", "ucx"] {
+        let error = place.refused(&format!("lat --remote --transport {transport}"), 2);
+        assert!(error.contains("tcp"), "{error}");
+    }
+}
+
+#[test]
 fn the_help_teaches() {
     let place = Place::new("help");
     for (arguments, wanted) in [
