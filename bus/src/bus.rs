@@ -12,6 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long a relay may take to make the next generation of a ring while an application attaches.
+const RENEWAL: Duration = Duration::from_millis(100);
+
 /// A host's channels, as an application sees them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Bus {
@@ -182,16 +185,44 @@ impl Endpoint {
         Ok(true)
     }
 
-    /// Takes the sending end of the channel to `peer`.
+    /// Takes the sending end of the channel to `peer`. `Busy`, after a tenth of a second, if somebody has it.
     pub fn sender(&self, peer: Address) -> Result<Sender> {
-        let channel = self.channel(peer)?;
-        let ring = self.open(channel, true)?;
-        Ok(ring.sender()?.at_place(self.place(channel, true)))
+        self.take(peer, |channel| {
+            // A closed one has a successor, or will have one, to which the sender goes on.
+            let ring = self.open(channel, true)?;
+            Ok(ring
+                .sender_though_closed()?
+                .at_place(self.place(channel, true)))
+        })
     }
 
-    /// Takes the receiving end of the channel from `peer`.
+    /// Takes the receiving end of the channel from `peer`. `Busy`, after a tenth of a second, if somebody has it.
     pub fn receiver(&self, peer: Address) -> Result<Receiver> {
-        self.receiver_of(self.channel(peer)?)
+        self.take(peer, |channel| self.receiver_of(channel))
+    }
+
+    /// Takes an end of the channel to `peer`. A relay that makes the next generation of its ring removes the file that the
+    /// map named just before, and has roles for a moment; then it is tried again.
+    fn take<T>(&self, peer: Address, take: impl Fn(&ChannelEntry) -> Result<T>) -> Result<T> {
+        let mut channel = self.channel(peer)?.clone();
+        let begun = Instant::now();
+        loop {
+            let error = match take(&channel) {
+                Err(error @ (Error::NotFound { .. } | Error::Busy { .. })) => error,
+                result => return result,
+            };
+            if begun.elapsed() > RENEWAL {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            let (_, channels) = self.bus.gcim().channels_of(self.address)?;
+            let same =
+                |c: &ChannelEntry| (c.addresses, c.created) == (channel.addresses, channel.created);
+            match channels.into_iter().find(same) {
+                Some(found) => channel = found,
+                None => return Err(error),
+            }
+        }
     }
 
     fn receiver_of(&self, channel: &ChannelEntry) -> Result<Receiver> {

@@ -405,6 +405,15 @@ impl Ring {
         Sender::attach(self.clone(), lock.into())
     }
 
+    /// The same for who looks for a successor when the ring is closed.
+    pub(crate) fn sender_though_closed(&self) -> Result<Sender> {
+        if self.kind() == Kind::Mirror {
+            return Err(self.wrong_role(Role::Producer));
+        }
+        let lock = self.take(Role::Producer)?;
+        Sender::attach(self.clone(), lock.into())
+    }
+
     /// Takes the consumer role and attaches.
     pub fn receiver(&self) -> Result<Receiver> {
         if self.kind() == Kind::Source {

@@ -246,6 +246,44 @@ fn a_closed_ring_that_the_map_still_names_is_waited_for() {
     assert_eq!(files(&bus), 0);
 }
 
+/// Whoever attaches while the next generation is made meets no error: not with the ring closed, nor with its file gone.
+#[test]
+fn a_sender_may_attach_while_the_next_generation_is_made() {
+    let scratch = Scratch::new("attach");
+    let (manager, bus) = scratch.bus(4096);
+    let [a, b] = [A, B].map(|address| bus.bind(address).unwrap());
+    let mut sender = a.sender(B).unwrap();
+    sender.try_send(b"one").unwrap();
+    drop(sender);
+    // As a relay leaves it that is killed between the two.
+    open(&bus, ring(&bus, 0)).close(Duration::ZERO).unwrap();
+    let mut sender = a.sender(B).unwrap();
+    assert_eq!(sender.next().sequence, 1);
+    assert!(matches!(sender.try_send(b"two"), Err(TrySendError::Full)));
+    let mut receiver = b.receiver(A).unwrap();
+    receiver.try_recv(&mut [0; 8]).unwrap();
+    assert!(matches!(receiver.peek(), Err(TryRecvError::Empty)));
+    drop(receiver);
+    // The next one: what these endpoints have seen of the map names a file that is gone.
+    renew(&manager, &bus, 0, Next::Carry(Kind::Local)).unwrap();
+    sender.try_send(b"two").unwrap();
+    drop(sender);
+    a.sender(B).unwrap().try_send(b"three").unwrap();
+    let mut receiver = b.receiver(A).unwrap();
+    for expected in [&b"two"[..], b"three"] {
+        let mut buffer = [0; 8];
+        let length = receiver.try_recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], expected);
+    }
+    // A channel that is gone stays gone, and who has an end keeps it.
+    let other = b.receiver(A);
+    assert!(matches!(other, Err(Error::Busy { .. })), "{other:?}");
+    drop(receiver);
+    manager.delete(1, true).unwrap();
+    assert!(matches!(b.receiver(A), Err(Error::NotFound { .. })));
+    assert!(matches!(a.sender(B), Err(Error::NotFound { .. })));
+}
+
 #[test]
 fn the_ends_of_the_relay_move_bytes_and_tell_news() {
     let scratch = Scratch::new("ends");
