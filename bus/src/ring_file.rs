@@ -613,7 +613,10 @@ impl Ring {
                 .try_take(self.inner.header.lock_slot, Role::Producer)?;
             let rolls_forward = self.kind() != Kind::Mirror;
             let nonce = self.inner.header.nonce;
-            let end = producer::close(&memory, nonce, rolls_forward, || lock.is_some());
+            let end = match rolls_forward || lock.is_some() {
+                true => producer::close(&memory, nonce, rolls_forward, || lock.is_some()),
+                false => Ok(None), // a living relay's mirror, which it goes on filling
+            };
             match end.map_err(|d| self.damaged(d))? {
                 Some(end) => return Ok(end),
                 None if begun.elapsed() >= patience => {

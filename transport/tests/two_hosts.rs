@@ -4,6 +4,8 @@ mod common;
 
 use common::Hosts;
 use std::time::{Duration, Instant};
+use tbus::generation::{Change, Next};
+use tbus::manage::Manager;
 use tbus::{Error, Kind, Receiver, Ring, Sender, TryRecvError, TrySendError};
 
 /// Message `n`: its number, then bytes that depend on it; of many lengths.
@@ -348,4 +350,52 @@ fn a_gap_is_told_to_both_applications() {
     );
     let totals = hosts.relays[0].as_ref().unwrap().totals();
     assert_eq!((totals.gaps, totals.lost_messages), (1, 3));
+}
+
+/// A relay closes a mirror before the map names the next generation; killed in between, it leaves a closed one.
+#[test]
+fn a_mirror_that_a_killed_relay_left_closed_gets_a_successor() {
+    let mut hosts = Hosts::new("left", 1, 8192);
+    hosts.connect();
+    let (mut sender, mut receiver) = hosts.pair(0, 1);
+    let (mut sent, mut received) = (0, 0);
+    hosts.until("the first messages", |_| {
+        send(&mut sender, &mut sent, 100);
+        receive(&mut receiver, &mut received);
+        received == 100
+    });
+    let mirror = |hosts: &Hosts| {
+        let bus = &hosts.buses[1];
+        let uuid = bus.gcim().snapshot().unwrap().channels[0].rings[0];
+        Ring::open(bus.directory(), uuid).unwrap()
+    };
+    // A living relay's mirror is not touched.
+    let refused = mirror(&hosts).close(Duration::ZERO);
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    assert!(!mirror(&hosts).status().closed);
+    hosts.until("all acknowledged", |_| {
+        sender.ring().status().unread_messages == 0
+    });
+    // The source gets a next generation, which asks for another mirror; host 2's relay dies when it has closed the old one.
+    hosts.stop(0);
+    hosts.stop(1);
+    let change = Change {
+        ring: sender.ring().uuid(),
+        next: Next::Carry(Kind::Source),
+    };
+    let manager = Manager::open(hosts.buses[0].directory(), Duration::ZERO).unwrap();
+    manager.renew(&[change]).unwrap().pop().unwrap().unwrap();
+    drop(manager);
+    let left = mirror(&hosts);
+    left.close(Duration::ZERO).unwrap();
+    hosts.start(0);
+    hosts.start(1);
+    hosts.until("messages by the next generation", |_| {
+        send(&mut sender, &mut sent, 300);
+        receive(&mut receiver, &mut received);
+        received == 300
+    });
+    assert_ne!(mirror(&hosts).uuid(), left.uuid());
+    let totals = hosts.relays[0].as_ref().unwrap().totals();
+    assert_eq!(totals.gaps, 0, "nothing was lost");
 }
