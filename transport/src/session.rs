@@ -20,7 +20,7 @@ pub const SILENCE: Nanos = 2_500_000_000;
 /// An acknowledgement waits so long at most for company.
 pub const ACK_DELAY: Nanos = 50_000;
 /// Rings that are being opened at the same time: more would fill the control connection.
-const OPENING: usize = 256;
+const OPENING: usize = 4096;
 /// The first and the longest time between two attempts to open a refused ring.
 const RETRY: std::ops::Range<Nanos> = 50_000_000..10_000_000_000;
 

@@ -158,11 +158,20 @@ impl<N: Network> Relay<N> {
             .or_else(|| self.by_endpoint.get(&them.endpoint).copied());
         let Some(p) = found.filter(|p| !self.peers[*p].unused) else {
             let text = format!(
-                "node {} has no route to {}",
+                "node {} has no channel to {} or no route there",
                 self.settings.node, them.endpoint
             );
             return self.not_greeted(greeting, them, (Goodbye::NoRoute, text), now);
         };
+        let peer = &self.peers[p];
+        if let Some(node) = peer
+            .node
+            .filter(|node| *node != them.node && peer.control.is_some())
+        {
+            // Two relays of one host must not take the connection from each other.
+            let text = format!("node {node} is connected for {}, and lives", them.endpoint);
+            return self.not_greeted(greeting, them, (Goodbye::Node, text), now);
+        }
         let twin =
             self.peers.iter().enumerate().find(|(q, peer)| {
                 *q != p && peer.node == Some(them.node) && peer.control.is_some()

@@ -18,6 +18,8 @@ use tracing::{info, warn};
 const AGAIN: Nanos = 50_000_000;
 /// The same, while a manager is at work.
 const MANAGER: Nanos = 5_000_000;
+/// Rings that are opened within this time get their mirrors in one change of the map.
+const GATHER: Nanos = 5_000_000;
 /// Between two looks whether files were replaced, and whether old generations are received.
 const CHECK: Nanos = 1_000_000_000;
 
@@ -112,6 +114,7 @@ impl<N: Network> Relay<N> {
         for at in gone {
             self.let_go(at, now);
         }
+        self.follow_rings(&kept, now);
         Ok(())
     }
 
@@ -144,20 +147,24 @@ impl<N: Network> Relay<N> {
             }
             places.insert(route.address, p);
         }
-        let used: HashSet<usize> = places.values().copied().collect();
+        Ok(places)
+    }
+
+    /// A peer without rings has no connection. So a relay that waits for another one's rings leaves its peers to that one.
+    fn follow_rings(&mut self, kept: &HashSet<At>, now: Nanos) {
+        let peer_of = |at: &At| match at {
+            At::Out(index) => self.rings.out[*index].as_ref().map(|ring| ring.peer),
+            At::In(index) => self.rings.inn[*index].as_ref().map(|ring| ring.peer),
+        };
+        let used: HashSet<usize> = kept.iter().filter_map(peer_of).collect();
         for p in 0..self.peers.len() {
             let unused = !used.contains(&p);
             if unused && !self.peers[p].unused {
-                self.down(
-                    p,
-                    Goodbye::NoRoute,
-                    "no route leads there any more".into(),
-                    now,
-                );
+                let text = "no channel leads there any more".into();
+                self.down(p, Goodbye::NoRoute, text, now);
             }
             self.peers[p].unused = unused;
         }
-        Ok(places)
     }
 
     /// Serves what leads to a peer; returns which rings are served.
@@ -306,7 +313,11 @@ impl<N: Network> Relay<N> {
         let ring = self.bus.open_ring(channel, uuid)?;
         let writer = match ring.kind() {
             Kind::Local => None,
-            Kind::Mirror => Some(ring.mirror_writer()?),
+            Kind::Mirror => match ring.mirror_writer() {
+                // A relay was killed before the next generation was in force; the peer's OPEN makes it again.
+                Err(Error::Closed { .. }) => None,
+                writer => Some(writer?),
+            },
             Kind::Source => {
                 // The sender was here: what it sent is for the receiver, which now is.
                 self.change(ends, uuid, Next::Carry(Kind::Local));
@@ -333,13 +344,17 @@ impl<N: Network> Relay<N> {
     }
 
     /// An inbound ring becomes the mirror that `open` asks for, as soon as may be.
-    pub(super) fn next_mirror(&mut self, index: usize, open: Open, _now: Nanos) {
+    pub(super) fn next_mirror(&mut self, index: usize, open: Open, now: Nanos) {
         let Some(ring) = self.rings.inn[index].as_mut() else {
             return;
         };
         ring.writer = None; // its role is needed to close the generation before
         let begun = ring.wanted.replace(open).is_some();
         if !begun {
+            if self.maps.work.is_empty() {
+                // Others follow: a change of the map takes as long for one as for all.
+                self.maps.work_due = now + GATHER;
+            }
             self.maps.work.push(Work::Mirror { index });
         }
     }

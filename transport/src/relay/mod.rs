@@ -203,7 +203,9 @@ impl<N: Network> Relay<N> {
     }
 
     fn slow(&mut self, now: Nanos) -> bool {
-        let mut busy = self.greet(now);
+        // First: who is greeted before the routes are known is refused.
+        let mut busy = self.follow_maps(now);
+        busy |= self.greet(now);
         for p in 0..self.peers.len() {
             busy |= self.poll_control(p, now);
             self.tick(p, now);
@@ -215,7 +217,6 @@ impl<N: Network> Relay<N> {
             }
             busy = true;
         }
-        busy |= self.follow_maps(now);
         if now >= self.rings.sweep_due && self.rings.out.len() + self.rings.inn.len() > 0 {
             self.rings.sweep_due = now + SWEEP;
             for at in self.rings.next_to_sweep() {

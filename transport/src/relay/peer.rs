@@ -16,7 +16,7 @@ pub(super) const BACK_OFF: std::ops::Range<Nanos> = 20_000_000..2_000_000_000;
 /// A higher node dials so seldom, to tell a lower one that it is there.
 pub(super) const PROBE: Nanos = 5_000_000_000;
 /// Rings that wait for the link before they are looked at: an honest peer has fewer under way.
-pub(super) const HELD: usize = 1024;
+pub(super) const HELD: usize = 8192;
 /// Bytes that may wait for a control connection: a peer that does not read them is given up.
 pub(super) const UNSENT: usize = 4 << 20;
 
@@ -25,7 +25,7 @@ pub(super) const UNSENT: usize = 4 << 20;
 pub(super) struct Peer<N: Network> {
     /// How routes name it; the first is its identity here.
     pub endpoints: Vec<RelayEndpoint>,
-    /// No route leads there any more.
+    /// No ring of this relay leads there or comes from there.
     pub unused: bool,
     pub node: Option<u32>,
     pub lease: u64,
