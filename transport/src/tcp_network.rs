@@ -26,6 +26,8 @@ pub struct TcpControl {
     state: State,
     name: String,
     unsent: Vec<u8>,
+    /// Why sending failed, to be told.
+    failure: Option<String>,
     /// Bytes that were read before it was known what the connection is.
     first: Vec<u8>,
 }
@@ -74,7 +76,10 @@ impl TcpControl {
 impl Control for TcpControl {
     fn send(&mut self, bytes: &[u8]) {
         self.unsent.extend_from_slice(bytes);
-        let _ = self.flush(); // told by the next poll
+        // Told by the next poll: the kernel says only once why a connection was not made.
+        if let Err(error) = self.flush() {
+            self.failure.get_or_insert(error.to_string());
+        }
     }
 
     fn poll(&mut self, received: &mut Vec<u8>) -> Result<bool, String> {
@@ -85,7 +90,10 @@ impl Control for TcpControl {
                 Err(e) => self.state = State::Failed(e.to_string()),
             }
         }
-        self.flush().map_err(|e| e.to_string())?;
+        // Why sending fails is told after what came: the peer may have said goodbye, and why.
+        if let Err(error) = self.flush() {
+            self.failure.get_or_insert(error.to_string());
+        }
         let socket = match &mut self.state {
             State::Connected(socket) => socket,
             State::Failed(why) => return Err(why.clone()),
@@ -103,10 +111,13 @@ impl Control for TcpControl {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {}
             // What came before the end is heard first.
-            Err(e) if !any => return Err(e.to_string()),
+            Err(e) if !any => return Err(self.failure.take().unwrap_or_else(|| e.to_string())),
             Err(_) => {}
         }
-        Ok(any)
+        match self.failure.take_if(|_| !any) {
+            Some(failure) => Err(failure),
+            None => Ok(any),
+        }
     }
 
     fn unsent(&self) -> usize {
@@ -227,6 +238,7 @@ impl TcpNetwork {
                     state: State::Connected(unknown.socket),
                     name: unknown.name,
                     unsent: Vec::new(),
+                    failure: None,
                     first: unknown.bytes,
                 }),
             }
@@ -276,6 +288,7 @@ impl Network for TcpNetwork {
             state,
             name: endpoint.to_string(),
             unsent: Vec::new(),
+            failure: None,
             first: Vec::new(),
         }
     }

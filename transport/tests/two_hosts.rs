@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tbus::generation::{Change, Next};
 use tbus::manage::Manager;
 use tbus::{Error, Kind, Receiver, Ring, Sender, TryRecvError, TrySendError};
+use tbus_transport::relay::status::PeerStatus;
 
 /// Message `n`: its number, then bytes that depend on it; of many lengths.
 fn message(n: u64) -> Vec<u8> {
@@ -398,4 +399,34 @@ fn a_mirror_that_a_killed_relay_left_closed_gets_a_successor() {
     assert_ne!(mirror(&hosts).uuid(), left.uuid());
     let totals = hosts.relays[0].as_ref().unwrap().totals();
     assert_eq!(totals.gaps, 0, "nothing was lost");
+}
+
+#[test]
+fn nodes_that_are_not_allowed_are_refused_with_the_reason() {
+    let mut hosts = Hosts::new("allow", 1, 8192);
+    hosts.relays[1].as_mut().unwrap().allow(vec![3]);
+    hosts.until("the refusal", |hosts| {
+        let status = hosts.relays[0].as_ref().unwrap().status(0);
+        let said = |peer: &PeerStatus| {
+            let trouble = peer.trouble.as_deref().unwrap_or_default();
+            trouble.contains("does not allow node 1")
+        };
+        status.peers.iter().any(said)
+    });
+    hosts.relays[1].as_mut().unwrap().allow(vec![3, 1]);
+    hosts.connect();
+}
+
+#[test]
+fn a_peer_that_does_not_run_is_said_to_refuse_connections() {
+    let mut hosts = Hosts::new("norun", 1, 8192);
+    hosts.stop(1);
+    hosts.until("the reason", |hosts| {
+        let status = hosts.relays[0].as_ref().unwrap().status(0);
+        let said = |peer: &PeerStatus| {
+            let trouble = peer.trouble.as_deref().unwrap_or_default();
+            trouble.contains("Connection refused")
+        };
+        status.peers.iter().any(said)
+    });
 }

@@ -39,8 +39,8 @@ pub const MANUAL: Manual = Manual {
         ),
         (
             "[[allow]]",
-            "a peer, with the keys node, name (in its certificate) and security. It is checked, and has no effect in this \
-             version: with security none there is nothing to tell peers apart by",
+            "a peer that may connect, with the keys node, name (in its certificate) and security; without any, all may. \
+             With security none a peer is believed what it says of itself",
         ),
         (
             "certificate, private_key, authority = PATH",

@@ -122,6 +122,7 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
     };
     let questions = status::answer(&socket_path(&config))?;
     let mut relay = Relay::new(settings, bus, grm, network)?;
+    relay.allow(config.allow.iter().map(|peer| peer.node).collect());
     info!(
         node = config.node,
         cluster = %config.cluster,

@@ -152,6 +152,13 @@ impl<N: Network> Relay<N> {
 
     /// A peer is there: its connection replaces any older one.
     pub(super) fn greeted(&mut self, greeting: Greeting<N::Control>, them: &Hello, now: Nanos) {
+        if !self.allowed.is_empty() && !self.allowed.contains(&them.node) {
+            let text = format!(
+                "node {} does not allow node {}; add it to [[allow]] there",
+                self.settings.node, them.node
+            );
+            return self.not_greeted(greeting, them, (Goodbye::Node, text), now);
+        }
         let dialled = greeting.dialled.is_some();
         let found = greeting
             .dialled

@@ -105,6 +105,8 @@ pub struct Totals {
 pub struct Relay<N: Network> {
     settings: Settings,
     lease: u64,
+    /// Empty: all.
+    allowed: Vec<u32>,
     bus: Bus,
     news: NewsReader,
     routes: Box<dyn Routes + Send>,
@@ -132,6 +134,7 @@ impl<N: Network> Relay<N> {
         Ok(Relay {
             lease: network.random(),
             settings,
+            allowed: Vec::new(),
             bus,
             news,
             routes: Box::new(routes),
@@ -146,6 +149,11 @@ impl<N: Network> Relay<N> {
             told: HashSet::new(),
             totals: Totals::default(),
         })
+    }
+
+    /// Refuses all nodes but these, if there are any.
+    pub fn allow(&mut self, nodes: Vec<u32>) {
+        self.allowed = nodes;
     }
 
     /// What it connects by.

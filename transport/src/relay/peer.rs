@@ -135,6 +135,10 @@ impl<C: Control> Stream<C> {
     pub fn poll(&mut self) -> Result<bool, (Goodbye, String)> {
         self.received.drain(..self.begin);
         self.begin = 0;
+        // What has come before the connection ended is heard first: it may say why.
+        if let Ok(Some(_)) = Frame::decode(&self.received) {
+            return Ok(true);
+        }
         let any = self
             .control
             .poll(&mut self.received)
