@@ -4,6 +4,7 @@
 mod hosts;
 
 use hosts::*;
+use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tbus::{Address, Kind, Receiver, Sender, TryRecvError, TrySendError};
@@ -185,6 +186,13 @@ fn standby(nodes: [u32; 3]) {
         flows.iter_mut().for_each(|flow| flow.pass(50));
     }
     assert_eq!(downs(), before, "the second one disturbs the first");
+    // Nor does it take the place of one that lives and was not heard for a while.
+    if nodes[1] < nodes[0] {
+        first.signal(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_secs(5));
+        first.signal(Signal::SIGCONT);
+        flows.iter_mut().for_each(|flow| flow.pass(50));
+    }
     first.kill();
     let begun = Instant::now();
     flows.iter_mut().for_each(|flow| flow.pass(100));
@@ -406,11 +414,11 @@ fn a_receiver_that_does_not_read_costs_nobody_else() {
     );
     for relay in 0..2 {
         assert!(
-            most[relay] < before[relay] + (4 << 20),
+            most[relay] < before[relay] + (1 << 20),
             "{before:?} {most:?}"
         );
         assert!(
-            all_after[relay] < all_before[relay] + (8 << 20),
+            all_after[relay] < all_before[relay] + (2 << 20),
             "{all_before:?} {all_after:?}"
         );
     }
