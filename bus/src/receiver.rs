@@ -97,6 +97,8 @@ impl Receiver {
                     in_batch: false,
                 })
             }
+            // Polls end here mostly.
+            Err(Nothing::Empty) => Err(TryRecvError::Empty),
             Err(nothing) => self.peek_on(nothing),
         }
     }
