@@ -631,7 +631,8 @@ impl Session {
             return;
         };
         (ring.delivered, ring.consumed) = (delivered, consumed);
-        let new = (delivered - ring.told_delivered).max(consumed.position - ring.told_consumed);
+        let new = (delivered.saturating_sub(ring.told_delivered))
+            .max(consumed.position.saturating_sub(ring.told_consumed));
         if new == 0 {
             return;
         }
