@@ -6,6 +6,7 @@
 use crate::address::{Address, Template};
 use crate::directory::Directory;
 use crate::error::Result;
+use crate::layout::{uuid_to_words, words_to_uuid};
 use crate::map::{AREA_HEADER, Area, Kind, Map, cut, load_bytes, store_bytes};
 use crate::ring_file::Uuid;
 use std::path::{Path, PathBuf};
@@ -77,14 +78,9 @@ impl ChannelEntry {
         words[1] = self.created;
         words[2] = pair(self.slot, self.priority);
         words[3] = self.retention.into();
-        let mut put = |at: usize, uuid: Uuid| {
-            let (low, high) = uuid.0.split_at(8);
-            words[at] = u64::from_le_bytes(low.try_into().expect("eight bytes"));
-            words[at + 1] = u64::from_le_bytes(high.try_into().expect("eight bytes"));
-        };
         for index in 0..2 {
-            put(4 + 2 * index, self.rings[index]);
-            put(10 + 2 * index, self.previous[index]);
+            words[4 + 2 * index..][..2].copy_from_slice(&uuid_to_words(self.rings[index].0));
+            words[10 + 2 * index..][..2].copy_from_slice(&uuid_to_words(self.previous[index].0));
         }
         words[8..10].copy_from_slice(&self.sizes);
         let description = cut(&self.description, MAX_DESCRIPTION);
@@ -95,12 +91,7 @@ impl ChannelEntry {
     /// Another process may have written anything: each word was read once, and is checked where it could mislead.
     fn from_words(words: &[u64; ENTRY]) -> ChannelEntry {
         let (low, high) = (|w: u64| w as u32, |w: u64| (w >> 32) as u32);
-        let uuid = |at: usize| {
-            let mut bytes = [0; 16];
-            bytes[..8].copy_from_slice(&words[at].to_le_bytes());
-            bytes[8..].copy_from_slice(&words[at + 1].to_le_bytes());
-            Uuid(bytes)
-        };
+        let uuid = |at: usize| Uuid(words_to_uuid([words[at], words[at + 1]]));
         let length = (words[14] as usize).min(MAX_DESCRIPTION);
         ChannelEntry {
             addresses: [Address(low(words[0])), Address(high(words[0]))],

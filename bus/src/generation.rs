@@ -141,7 +141,7 @@ impl Manager {
             removed.push(entry_of(channel, previous));
         }
         // A receiver that goes on reading the old ring would have twice what is carried over.
-        let _consumer = match change.next {
+        let consumer = match change.next {
             Next::Carry(_) => Some(old.take(Role::Consumer)?),
             Next::Mirror { .. } | Next::Local => None,
         };
@@ -149,7 +149,7 @@ impl Manager {
         let uuid = self.make(&old, change.next)?;
         channel.rings[direction] = uuid;
         let status = old.status();
-        if _consumer.is_some() || status.sealed_at == Some(status.released.position) {
+        if consumer.is_some() || status.sealed_at == Some(status.released.position) {
             removed.push(entry_of(channel, change.ring));
         } else {
             channel.previous[direction] = change.ring;

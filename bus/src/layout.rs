@@ -220,6 +220,35 @@ const _: () = {
     assert!(CONTROL_SIZE as u64 <= MIN_CAPACITY);
 };
 
+impl NotesLine {
+    /// The ring on the other host, if there is one, and up to where its application is known to have released.
+    pub fn peer(&self) -> Option<([u8; 16], Cursor)> {
+        // Acquire: partner of the Release in set_peer, of a relay before this one.
+        let words = [0, 1].map(|half: usize| self.peer_uuid[half].load(Acquire));
+        (words[0] != 0).then(|| (words_to_uuid(words), self.peer_head.recover()))
+    }
+
+    /// Notes another one. Killed in the midst, who looks finds none or a third one.
+    pub fn set_peer(&self, uuid: [u8; 16], head: Cursor) {
+        self.peer_head.jump(head);
+        let words = uuid_to_words(uuid);
+        for half in [1, 0] {
+            self.peer_uuid[half].store(words[half], Release); // partner: Acquire in peer
+        }
+    }
+}
+
+/// A ring's name as it lies in memory.
+pub(crate) fn uuid_to_words(uuid: [u8; 16]) -> [u64; 2] {
+    let whole = u128::from_le_bytes(uuid);
+    [whole as u64, (whole >> 64) as u64]
+}
+
+/// The other way.
+pub(crate) fn words_to_uuid([first, second]: [u64; 2]) -> [u8; 16] {
+    (u128::from(first) | u128::from(second) << 64).to_le_bytes()
+}
+
 /// The header, as a private copy.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Header {
@@ -274,8 +303,7 @@ impl Header {
 
     pub(crate) fn to_words(&self) -> [u64; Self::WORDS] {
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        let half =
-            |at: usize| u64::from_le_bytes(self.uuid[at..at + 8].try_into().expect("eight bytes"));
+        let [uuid_first, uuid_second] = uuid_to_words(self.uuid);
         let mut words = [
             self.magic,
             pair(self.major, self.minor),
@@ -284,8 +312,8 @@ impl Header {
             self.capacity,
             self.created,
             self.nonce,
-            half(0),
-            half(8),
+            uuid_first,
+            uuid_second,
             pair(self.from, self.to),
             0,
         ];
@@ -299,9 +327,6 @@ impl Header {
         for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
         }
-        let mut uuid = [0; 16];
-        uuid[..8].copy_from_slice(&words[7].to_le_bytes());
-        uuid[8..].copy_from_slice(&words[8].to_le_bytes());
         let (low, high) = (|w: u64| w as u32, |w: u64| (w >> 32) as u32);
         let header = Header {
             magic: words[0],
@@ -313,7 +338,7 @@ impl Header {
             capacity: words[4],
             created: words[5],
             nonce: words[6],
-            uuid,
+            uuid: words_to_uuid([words[7], words[8]]),
             from: low(words[9]),
             to: high(words[9]),
         };
@@ -457,10 +482,7 @@ pub(crate) fn initial_control(
 ) -> [u8; CONTROL_SIZE] {
     let mut words = [0u64; CONTROL_SIZE / 8];
     words[..Header::WORDS].copy_from_slice(&header.to_words());
-    for (half, bytes) in peer.chunks_exact(8).enumerate() {
-        words[offset_of!(Control, notes.peer_uuid) / 8 + half] =
-            u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-    }
+    words[offset_of!(Control, notes.peer_uuid) / 8..][..2].copy_from_slice(&uuid_to_words(peer));
     for (cursor, start) in [
         (offset_of!(Control, producer.tail), tail),
         (offset_of!(Control, released.cursor), released),

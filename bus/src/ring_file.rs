@@ -396,22 +396,22 @@ impl Ring {
 
     /// Takes the producer role and attaches.
     pub fn sender(&self) -> Result<Sender> {
-        if self.kind() == Kind::Mirror {
-            return Err(self.wrong_role(Role::Producer));
-        }
-        // Before the look at CLOSED, which a forked child sees set.
-        let lock = self.take(Role::Producer)?;
+        let lock = self.take_producer()?;
         self.refuse_closed()?;
         Sender::attach(self.clone(), lock.into())
     }
 
     /// The same for who looks for a successor when the ring is closed.
     pub(crate) fn sender_though_closed(&self) -> Result<Sender> {
-        if self.kind() == Kind::Mirror {
-            return Err(self.wrong_role(Role::Producer));
+        Sender::attach(self.clone(), self.take_producer()?.into())
+    }
+
+    /// Before the look at CLOSED, which a forked child sees set.
+    fn take_producer(&self) -> Result<RoleLock> {
+        match self.kind() {
+            Kind::Mirror => Err(self.wrong_role(Role::Producer)),
+            Kind::Local | Kind::Source => self.take(Role::Producer),
         }
-        let lock = self.take(Role::Producer)?;
-        Sender::attach(self.clone(), lock.into())
     }
 
     /// Takes the consumer role and attaches.
@@ -425,29 +425,20 @@ impl Ring {
 
     /// The relay's end of a source ring; takes the consumer role.
     pub fn source_reader(&self) -> Result<SourceReader> {
-        if self.kind() != Kind::Source {
-            return Err(Error::Invalid {
-                what: "source reader",
-                why: format!(
-                    "{} is a {} ring; only a source is read by position",
-                    self.path().display(),
-                    self.kind().name()
-                ),
-            });
-        }
+        self.check_kind(Kind::Source, "source reader", "read")?;
         let lock = self.take(Role::Consumer)?;
         SourceReader::attach(self.clone(), lock)
     }
 
     /// The ring on the other host that this one was paired with, if it was: a mirror's source, a source's mirror.
     pub fn peer(&self) -> Option<Uuid> {
-        self.control(|c| {
-            let [first, second] = [0, 1].map(|half: usize| c.notes.peer_uuid[half].load(Acquire)); // partner: Walker::set_peer
-            let mut uuid = [0; 16];
-            uuid[..8].copy_from_slice(&first.to_le_bytes());
-            uuid[8..].copy_from_slice(&second.to_le_bytes());
-            (first != 0).then_some(Uuid(uuid))
-        })
+        self.peer_and_head().map(|(peer, _)| peer)
+    }
+
+    /// The same with up to where the other ring's application is known to have released.
+    pub(crate) fn peer_and_head(&self) -> Option<(Uuid, Cursor)> {
+        let noted = self.control(|c| c.notes.peer());
+        noted.map(|(peer, head)| (Uuid(peer), head))
     }
 
     /// How many gaps the relay has noted in this generation, and the last one: the receiving host lost its memory, and the
@@ -484,12 +475,6 @@ impl Ring {
         });
     }
 
-    /// The same with up to where the other ring's application is known to have released.
-    pub(crate) fn peer_and_head(&self) -> Option<(Uuid, Cursor)> {
-        let head = self.control(|c| c.notes.peer_head.recover());
-        self.peer().map(|peer| (peer, head))
-    }
-
     /// Copies the bytes between `released` and the tail of this closed ring, whose roles the caller holds: calls `write` with
     /// pieces and their offsets in the data area. Returns both cursors.
     fn copy_unread(&self, mut write: impl FnMut(&[u8], u64) -> Result<()>) -> Result<[Cursor; 2]> {
@@ -521,19 +506,24 @@ impl Ring {
 
     /// The relay's end of a mirror ring; takes the producer role.
     pub fn mirror_writer(&self) -> Result<MirrorWriter> {
-        if self.kind() != Kind::Mirror {
-            return Err(Error::Invalid {
-                what: "mirror writer",
-                why: format!(
-                    "{} is a {} ring; only a mirror is written by position",
-                    self.path().display(),
-                    self.kind().name()
-                ),
-            });
-        }
+        self.check_kind(Kind::Mirror, "mirror writer", "written")?;
         let lock = self.take(Role::Producer)?;
         self.refuse_closed()?;
         MirrorWriter::attach(self.clone(), lock)
+    }
+
+    /// The relay's ends are of one kind of ring each.
+    fn check_kind(&self, kind: Kind, what: &'static str, done: &str) -> Result<()> {
+        if self.kind() == kind {
+            return Ok(());
+        }
+        let why = format!(
+            "{} is a {} ring; only a {} is {done} by position",
+            self.path().display(),
+            self.kind().name(),
+            kind.name()
+        );
+        Err(Error::Invalid { what, why })
     }
 
     fn refuse_closed(&self) -> Result<()> {
@@ -613,10 +603,7 @@ impl Ring {
                 .try_take(self.inner.header.lock_slot, Role::Producer)?;
             let rolls_forward = self.kind() != Kind::Mirror;
             let nonce = self.inner.header.nonce;
-            let end = match rolls_forward || lock.is_some() {
-                true => producer::close(&memory, nonce, rolls_forward, || lock.is_some()),
-                false => Ok(None), // a living relay's mirror, which it goes on filling
-            };
+            let end = producer::close(&memory, nonce, rolls_forward, || lock.is_some());
             match end.map_err(|d| self.damaged(d))? {
                 Some(end) => return Ok(end),
                 None if begun.elapsed() >= patience => {

@@ -354,13 +354,17 @@ pub(crate) fn add(counter: &crate::sync::AtomicU64, n: u64) {
 /// Ends a ring: makes senders refuse, waits until no message is in the making, and seals the final tail.
 /// `rolls_forward`: what a dead producer committed after its last tail counts; not so on a mirror.
 /// `producer_is_gone` must return true only if the caller holds the producer's role, so that nobody else
-/// writes. Returns the final tail, or `None` if a sender is still in the midst of a message.
+/// writes. Returns the final tail, or `None` if a sender is still in the midst of a message, or a mirror's relay there.
 pub(crate) fn close<M: Memory>(
     memory: &M,
     nonce: u64,
     rolls_forward: bool,
     mut producer_is_gone: impl FnMut() -> bool,
 ) -> Result<Option<u64>, Damage> {
+    if !rolls_forward && !producer_is_gone() {
+        // A living relay's mirror, which it goes on filling: it lets go of the mirror, and then closes it.
+        return Ok(None);
+    }
     let control = memory.control();
     // AcqRel: partner of the sender's load in begin by way of the barrier that follows.
     control
@@ -398,9 +402,6 @@ pub(crate) fn close<M: Memory>(
         check_consumer(certain_consumer_position(control)?, end.position, capacity)?;
         control.producer.tail.jump(end);
         end.position
-    } else if !rolls_forward {
-        // A relay takes no notice of CLOSED: it lets go of the mirror, and then closes it.
-        return Ok(None);
     } else {
         let Some(tail) = control.producer.tail.read() else {
             return Ok(None);

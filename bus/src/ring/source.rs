@@ -6,7 +6,7 @@
 use super::memory::Memory;
 use super::{Damage, check_cursor, walk_records};
 use crate::layout::*;
-use crate::sync::{Acquire, Ordering, Relaxed, Release, compiler_barrier, fence};
+use crate::sync::{Ordering, Relaxed, compiler_barrier, fence};
 use crate::wait;
 
 /// Process-local state of a source ring's consumer.
@@ -110,25 +110,13 @@ impl<M: Memory> Walker<M> {
 
     /// The mirror noted, if any, and its head.
     pub fn peer(&self) -> Option<([u8; 16], Cursor)> {
-        let notes = &self.memory.control().notes;
-        // Acquire: partner of the Release in set_peer, of a relay before this one.
-        let [first, second] = [0, 1].map(|half: usize| notes.peer_uuid[half].load(Acquire));
-        let mut uuid = [0; 16];
-        uuid[..8].copy_from_slice(&first.to_le_bytes());
-        uuid[8..].copy_from_slice(&second.to_le_bytes());
-        (first != 0).then(|| (uuid, notes.peer_head.recover()))
+        self.memory.control().notes.peer()
     }
 
     /// Notes another mirror; a gap that this means has been reported before. Killed in the midst, the next relay finds
     /// no mirror or a third one, and does the same again with nothing missing from the new head on.
     pub fn set_peer(&mut self, uuid: [u8; 16], head: Cursor) {
-        let notes = &self.memory.control().notes;
-        notes.peer_head.jump(head);
-        for half in [1, 0] {
-            let bytes = &uuid[8 * half..8 * half + 8];
-            let word = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-            notes.peer_uuid[half].store(word, Release); // partner: Acquire in peer
-        }
+        self.memory.control().notes.set_peer(uuid, head);
     }
 
     pub fn set_peer_head(&mut self, head: Cursor) {
