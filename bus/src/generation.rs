@@ -72,7 +72,7 @@ impl Manager {
             }
             return Err(error);
         }
-        self.finish_removals()?;
+        self.finish_change()?;
         Ok(results)
     }
 
@@ -94,7 +94,7 @@ impl Manager {
         }
         self.gcim
             .publish(&snapshot.channels, &removed, snapshot.next_slot)?;
-        self.finish_removals()?;
+        self.finish_change()?;
         Ok(true)
     }
 

@@ -132,7 +132,7 @@ impl Manager {
             self.gcim.publish(&channels, &removed, next_slot)?;
         }
         made.rings.clear(); // they are the map's now
-        self.finish_removals()?;
+        self.finish_change()?;
         Ok(plan)
     }
 
@@ -148,7 +148,7 @@ impl Manager {
             std::slice::from_ref(&channel),
             snapshot.next_slot,
         )?;
-        self.finish_removals()?;
+        self.finish_change()?;
         Ok(channel)
     }
 
@@ -194,33 +194,44 @@ impl Manager {
         }
     }
 
-    /// Closes and removes what the map says is to be removed, and rings that a killed manager had made for a map that
-    /// never came into force. Senders and receivers that are attached are told `Closed`, the receivers after what
-    /// is there. Returns the map.
+    /// Before a change: finishes what a killed manager began. Closes and removes what the map says is to be removed, and
+    /// rings that were made for a map that never came into force. Returns the map.
     pub(crate) fn finish_removals(&self) -> Result<Snapshot> {
-        let mut snapshot = self.gcim.snapshot()?;
+        let snapshot = self.gcim.snapshot()?;
         let known: HashSet<Uuid> = all_rings(&snapshot.channels).collect();
-        let mut gone: Vec<Uuid> = all_rings(&snapshot.removed).collect();
-        for uuid in self.directory.rings()? {
-            if !known.contains(&uuid) && self.is_unused(uuid, &snapshot) {
-                gone.push(uuid);
-            }
-        }
+        let removed: HashSet<Uuid> = all_rings(&snapshot.removed).collect();
+        let mut orphans = self.directory.rings()?;
+        orphans.retain(|uuid| {
+            !known.contains(uuid) && !removed.contains(uuid) && self.is_unused(*uuid, &snapshot)
+        });
+        self.remove(snapshot, &orphans)
+    }
+
+    /// After a change: closes and removes what the map no longer has. This manager leaves no other rings behind, so nobody
+    /// need look for such.
+    pub(crate) fn finish_change(&self) -> Result<()> {
+        self.remove(self.gcim.snapshot()?, &[]).map(drop)
+    }
+
+    /// Closes and removes the rings that the map says are to be removed, and `orphans`. Senders and receivers that are attached
+    /// are told `Closed`, the receivers after what is there. Returns the map as it is then.
+    fn remove(&self, snapshot: Snapshot, orphans: &[Uuid]) -> Result<Snapshot> {
+        let gone = || all_rings(&snapshot.removed).chain(orphans.iter().copied());
         // Before the rings are removed: they say whose they were.
-        let former = Grants::of(&self.directory, gone.iter().copied())?;
+        let former = Grants::of(&self.directory, gone())?;
         if !former.is_empty() {
-            let present = Grants::of(&self.directory, known)?;
+            let present = Grants::of(&self.directory, all_rings(&snapshot.channels))?;
             former.without(&present).revoke(&self.directory)?;
         }
-        for uuid in gone {
+        for uuid in gone() {
             close_and_remove(&self.directory, uuid)?;
         }
-        if !snapshot.removed.is_empty() {
-            self.gcim
-                .publish(&snapshot.channels, &[], snapshot.next_slot)?;
-            snapshot = self.gcim.snapshot()?;
+        if snapshot.removed.is_empty() {
+            return Ok(snapshot);
         }
-        Ok(snapshot)
+        self.gcim
+            .publish(&snapshot.channels, &[], snapshot.next_slot)?;
+        self.gcim.snapshot()
     }
 
     /// True for a ring to which nobody ever attached, with a lock slot that no map has given out yet, or that of the
