@@ -147,7 +147,8 @@ impl FairReceiver {
             if result.is_none() {
                 self.sleep(&values, left.min(LONGEST_SLEEP));
             }
-            self.usable().for_each(|r| r.with_signal(wait::renounce));
+            self.usable()
+                .for_each(|r| drop(r.with_signal(wait::renounce)));
             if let Some(result) = result {
                 return result;
             }

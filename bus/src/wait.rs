@@ -52,9 +52,9 @@ pub(crate) fn announce(word: &AtomicU32) -> u32 {
     value
 }
 
-/// Takes the announcement back.
-pub(crate) fn renounce(word: &AtomicU32) {
-    word.fetch_and(!SIGNAL_SLEEPING, AcqRel); // as in announce
+/// Takes the announcement back; true if nobody had taken it to wake the sleeper.
+pub(crate) fn renounce(word: &AtomicU32) -> bool {
+    word.fetch_and(!SIGNAL_SLEEPING, AcqRel) & SIGNAL_SLEEPING != 0 // as in announce
 }
 
 /// Sleeps until `word` is no longer `value`, at most `timeout` and at most [`LONGEST_SLEEP`]. May return early;
@@ -117,11 +117,10 @@ impl Waiter {
             crate::ring::producer::add(&info.sleeps, 1);
             let time_ran_out = sleep(word, value, left);
             let found = look();
-            if time_ran_out {
-                renounce(word);
-            }
+            // After the look: who sends when the time has just run out is late, but wakes.
+            let nobody_woke = time_ran_out && renounce(word);
             if found.is_some() {
-                if time_ran_out && left >= LONGEST_SLEEP {
+                if nobody_woke && left >= LONGEST_SLEEP {
                     crate::ring::producer::add(&info.overslept, 1);
                 }
                 return found;

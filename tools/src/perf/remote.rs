@@ -47,14 +47,20 @@ pub fn make_hosts(scratch: &Path, capacity: u64, ports: [u16; 2]) -> Result<()> 
     Ok(())
 }
 
-/// Two ports that nobody listens at now.
+/// Two ports that nobody listens at now. Not of the range that connections take theirs from: a port stays free while its
+/// relay is dead, and whoever dials it meanwhile cannot meet himself.
 pub fn free_ports() -> Result<[u16; 2]> {
-    let listeners = [
-        TcpListener::bind("127.0.0.1:0")?,
-        TcpListener::bind("127.0.0.1:0")?,
-    ];
-    let [a, b] = &listeners;
-    Ok([a.local_addr()?.port(), b.local_addr()?.port()])
+    let mut free = Vec::new();
+    for _ in 0..1000 {
+        let port = 10_000 + (tbus::random() % 20_000) as u16;
+        if !free.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            free.push(port);
+        }
+        if let [a, b] = free[..] {
+            return Ok([a, b]);
+        }
+    }
+    Err("no two free TCP ports of 127.0.0.1 among a thousand of 10000 to 29999".into())
 }
 
 /// The application's two ends on a host.

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -180,12 +181,14 @@ impl Drop for Scratch {
     }
 }
 
-/// A port that nobody listens at. Not of the range that connections take theirs from: it stays free while its
-/// relay is dead, and whoever dials it meanwhile cannot meet himself.
+/// A port that nobody listens at, and that this process was not given before. Not of the range that connections take
+/// theirs from: it stays free while its relay is dead, and whoever dials it meanwhile cannot meet himself.
 pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(|e| e.into_inner());
     loop {
         let port = 10_000 + (tbus::random() % 20_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && given.insert(port) {
             return port;
         }
     }
@@ -351,10 +354,16 @@ impl Host {
                 .filter(|status| running(status) == rings && rings == all_rings(status).len())
         });
         found.unwrap_or_else(|| {
+            let last =
+                last.unwrap_or_else(|| panic!("the relay of host {} does not answer", self.node));
+            let idle: Vec<_> = all_rings(&last)
+                .iter()
+                .filter(|ring| ring["running"] != true)
+                .collect();
             panic!(
-                "host {} does not mirror {rings} rings: {:#}",
+                "host {} mirrors {} of {rings} rings; not these: {idle:#?}\n{last:#}",
                 self.node,
-                last.unwrap_or_default()
+                running(&last)
             )
         })
     }
