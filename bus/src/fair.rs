@@ -148,7 +148,7 @@ impl FairReceiver {
                 self.sleep(&values, left.min(LONGEST_SLEEP));
             }
             self.usable()
-                .for_each(|r| drop(r.with_signal(wait::renounce)));
+                .for_each(|r| _ = r.with_signal(wait::renounce));
             if let Some(result) = result {
                 return result;
             }
