@@ -22,3 +22,7 @@ pub mod session;
 pub mod sim;
 pub mod tcp_network;
 pub mod wire;
+
+/// By the numbers that a peer gives its rings. They may be any, so a table of its own size is no choice; and they are looked up
+/// several times a message, so the hash is a fast one.
+pub(crate) type BySlot<T> = std::collections::HashMap<u32, T, foldhash::fast::RandomState>;

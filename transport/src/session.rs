@@ -4,10 +4,11 @@
 //! A pure state machine: frames, positions and the time come in, frames and demands go out. No socket, thread, clock or
 //! ring inside, so the simulator runs exactly what ships.
 
+use crate::BySlot;
 use crate::link::Quiesced;
 use crate::pairing::{Pairing, SourceView, pair};
 use crate::wire::{Control, Frame, Goodbye, Open, Refusal, Resume, Token};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use tbus::{Cursor, Gap, Uuid};
 
 /// A time, nanoseconds of a clock that never goes back.
@@ -160,7 +161,7 @@ struct Incoming {
 #[derive(Debug)]
 pub struct Session {
     outgoing: Vec<Outgoing>,
-    incoming: HashMap<u32, Incoming>,
+    incoming: BySlot<Incoming>,
     up: bool,
     attempts: u64,
     opening: usize,
@@ -190,7 +191,7 @@ impl Session {
     pub fn new(now: Nanos) -> Session {
         Session {
             outgoing: Vec::new(),
-            incoming: HashMap::new(),
+            incoming: BySlot::default(),
             up: false,
             attempts: 0,
             opening: 0,

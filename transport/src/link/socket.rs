@@ -59,7 +59,7 @@ impl<const N: usize> Parts<N> {
 /// The most parts of one write.
 pub const MAX_GATHER: usize = 64;
 /// The most parts of one read.
-pub const MAX_SCATTER: usize = 2;
+pub const MAX_SCATTER: usize = 3;
 
 /// What one write gathers.
 #[derive(Debug, Default)]

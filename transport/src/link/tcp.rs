@@ -5,9 +5,10 @@
 //! A read puts the rest of the present chunk where it belongs in the mirror and the next header into a buffer.
 
 use super::{Event, Link, Quiesced};
+use crate::BySlot;
 use crate::link::socket::{Gather, MAX_GATHER, Scatter, Socket, copy_in, copy_out};
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, Token};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use tbus::Region;
 
@@ -69,7 +70,7 @@ pub struct TcpLink {
     greeting: Vec<u8>,
     /// By slot: our own numbers, which are given out from 0 on.
     sources: Vec<Option<Source>>,
-    mirrors: HashMap<u32, Mirror>,
+    mirrors: BySlot<Mirror>,
     queue: VecDeque<Queued>,
     queued: usize,
     /// Bytes of the first chunk in the queue that are sent.
@@ -81,7 +82,9 @@ pub struct TcpLink {
     /// Slot and length of the last chunk; and of the next one, if the last two were alike.
     last: Option<(u32, usize)>,
     expected: Option<(u32, usize)>,
-    /// Bytes that came in the place of what was expected.
+    /// What came behind an expected chunk.
+    behind: [u8; CHUNK_HEADER],
+    /// Bytes that came in the place of what was expected, or behind it.
     surplus: Vec<u8>,
     /// Where bytes go that nobody wants.
     scrap: Vec<u8>,
@@ -96,7 +99,7 @@ impl TcpLink {
             socket,
             greeting: Vec::new(),
             sources: Vec::new(),
-            mirrors: HashMap::new(),
+            mirrors: BySlot::default(),
             queue: VecDeque::new(),
             queued: 0,
             begun: 0,
@@ -106,6 +109,7 @@ impl TcpLink {
             current: None,
             last: None,
             expected: None,
+            behind: [0; CHUNK_HEADER],
             surplus: Vec::new(),
             scrap: Vec::new(),
             down: None,
@@ -226,16 +230,20 @@ impl TcpLink {
     }
 
     /// Reads a header. When the last chunks were alike, the bytes of another such one are read along with it, to where they
-    /// belong if it is: a single message then takes one system call.
+    /// belong if it is: a single message then takes one system call. That there was room for more shows that nothing
+    /// more is there, so the message is not kept waiting for another look.
     fn read_header(&mut self, events: &mut Vec<Event>, taken: &mut usize) -> io::Result<bool> {
         let mut scatter = Scatter::default();
         scatter.bytes(&mut self.header);
+        let mut wanted = CHUNK_HEADER;
         let expected = self.expected.and_then(|(slot, length)| {
             let mirror = self.mirrors.get(&slot).filter(|mirror| !mirror.dropped)?;
             (mirror.room - mirror.next >= length as u64).then_some((slot, length, mirror))
         });
         if let Some((_, length, mirror)) = expected {
             scatter.ring(&mirror.region, mirror.next, length);
+            scatter.bytes(&mut self.behind);
+            wanted += length + CHUNK_HEADER;
         }
         let got = self.socket.receive_scatter(&scatter)?;
         *taken += got;
@@ -248,19 +256,21 @@ impl TcpLink {
         let Some((slot, length, position)) = expected else {
             return Ok(true);
         };
-        let extra = got - CHUNK_HEADER;
+        let in_ring = (got - CHUNK_HEADER).min(length);
         let landed = match self.current {
-            Some(current) if current.slot == slot => self.landed(extra, events),
+            Some(current) if current.slot == slot => self.landed(in_ring, events),
             _ => 0,
         };
-        if landed < extra {
-            // Not such a chunk after all: what lies there is the beginning of what follows.
-            self.surplus.resize(extra - landed, 0);
+        // The rest is the beginning of what follows.
+        let behind = got - CHUNK_HEADER - in_ring;
+        if landed < in_ring || behind > 0 {
+            self.surplus.resize(in_ring - landed, 0);
             let region = &self.mirrors[&slot].region;
             copy_out(region, position + landed as u64, &mut self.surplus);
+            self.surplus.extend_from_slice(&self.behind[..behind]);
             self.take_surplus(events)?;
         }
-        Ok(extra == length)
+        Ok(got == wanted)
     }
 
     /// Up to `got` bytes of the present chunk are where they belong. Returns how many those were.

@@ -190,7 +190,7 @@ impl<N: Network> Relay<N> {
             Err(error) => return self.give_up(index, &error.to_string()),
         };
         let source = SourceView {
-            capacity: ring.reader.region().capacity(),
+            capacity: ring.reader.ring().header().capacity,
             released: ring.reader.released(),
             tail,
             stored: ring.reader.peer(),

@@ -218,7 +218,7 @@ impl<N: Network> Relay<N> {
             let to = tail
                 .position
                 .min(room)
-                .min(sent.position + TURN.max(ring.reader.region().capacity() / 2 + 64));
+                .min(sent.position + TURN.max(ring.reader.ring().header().capacity / 2 + 64));
             Ok((tail, ring.reader.walk(sent, to)?))
         });
         let (tail, end) = match walked {

@@ -1,10 +1,11 @@
 //! One peer as the relay sees it, and connections that are not a peer's yet.
 
+use crate::BySlot;
 use crate::link::{Link, Quiesced};
 use crate::network::{Control, Network};
 use crate::session::{Nanos, Session};
 use crate::wire::{Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use tbus::grm::RelayEndpoint;
 
 /// A dialled or accepted connection says who is there within this time, or is closed.
@@ -41,7 +42,7 @@ pub(super) struct Peer<N: Network> {
     /// Outbound rings by slot.
     pub out: Vec<usize>,
     /// Inbound rings by the peer's slot.
-    pub inn: HashMap<u32, usize>,
+    pub inn: BySlot<usize>,
     /// Outbound rings that the link did not take yet.
     pub waiting: VecDeque<usize>,
     /// Opened by the peer before its link was here.
@@ -69,7 +70,7 @@ impl<N: Network> Peer<N> {
             dials: 0,
             back_off: BACK_OFF.start,
             out: Vec::new(),
-            inn: HashMap::new(),
+            inn: BySlot::default(),
             waiting: VecDeque::new(),
             held: Vec::new(),
             trouble: None,

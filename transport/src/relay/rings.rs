@@ -1,5 +1,6 @@
 //! The rings that a relay serves: their handles, who their peer is, and how to find them.
 
+use crate::BySlot;
 use crate::session::Nanos;
 use crate::wire::Open;
 use std::collections::HashMap;
@@ -62,7 +63,7 @@ pub(super) struct Rings {
     pub out: Vec<Option<Outbound>>,
     pub inn: Vec<Option<Inbound>>,
     by_ends: HashMap<[Address; 2], At>,
-    by_news: HashMap<u32, Vec<At>>,
+    by_news: BySlot<Vec<At>>,
     /// One more than the highest slot with news.
     news_slots: u32,
     pub swept: usize,
