@@ -20,18 +20,12 @@ const MAX_EXPECTED: usize = 4096;
 /// A chunk that is to go out.
 #[derive(Debug)]
 struct Queued {
-    header: [u8; CHUNK_HEADER],
     chunk: Chunk,
+    /// As of the last attempt to send it.
+    header: [u8; CHUNK_HEADER],
 }
 
 impl Queued {
-    fn new(chunk: Chunk) -> Queued {
-        Queued {
-            header: chunk.encode(),
-            chunk,
-        }
-    }
-
     fn length(&self) -> usize {
         CHUNK_HEADER + self.chunk.data.map_or(0, |data| data.length as usize)
     }
@@ -134,7 +128,10 @@ impl TcpLink {
     }
 
     fn push(&mut self, chunk: Chunk) {
-        let queued = Queued::new(chunk);
+        let queued = Queued {
+            chunk,
+            header: [0; CHUNK_HEADER],
+        };
         self.queued += queued.length();
         self.queue.push_back(queued);
     }
@@ -156,6 +153,9 @@ impl TcpLink {
             let mut gather = Gather::default();
             let mut wanted = 0;
             let mut skip = self.begun;
+            for queued in self.queue.iter_mut().take(MAX_GATHER / 2) {
+                queued.header = queued.chunk.encode();
+            }
             for queued in self.queue.iter().take(MAX_GATHER / 2) {
                 let header = &queued.header[skip.min(CHUNK_HEADER)..];
                 gather.bytes(header);
@@ -422,21 +422,15 @@ impl Link for TcpLink {
         let mut at = from;
         if let Some(Queued {
             chunk: Chunk {
-                data: Some(data),
-                control,
+                data: Some(data), ..
             },
-            header,
+            ..
         }) = self.open_chunk()
             && data.slot == slot
             && data.position + u64::from(data.length) == from
         {
             let more = (to - from).min((MAX_CHUNK - data.length as usize) as u64);
             data.length += more as u32;
-            *header = Chunk {
-                data: Some(*data),
-                control: *control,
-            }
-            .encode();
             self.queued += more as usize;
             at += more;
         }
@@ -458,11 +452,10 @@ impl Link for TcpLink {
 
     fn control(&mut self, control: Control) {
         // It rides on data that goes out anyway, if there is some without a rider.
-        if let Some(Queued { chunk, header }) = self.open_chunk()
+        if let Some(Queued { chunk, .. }) = self.open_chunk()
             && chunk.control.is_none()
         {
             chunk.control = Some(control);
-            *header = chunk.encode();
             return;
         }
         self.push(Chunk {

@@ -9,28 +9,44 @@ use crate::wire::{self, Goodbye};
 use tracing::error;
 
 impl<N: Network> Relay<N> {
+    /// Takes what has come over a link. Messages are published at once; everything else that this means is for
+    /// [`Relay::heed`], after what applications answer has gone out.
     pub(super) fn poll_link(&mut self, p: usize, now: Nanos) -> bool {
-        let Some(link) = &mut self.peers[p].link else {
+        let peer = &mut self.peers[p];
+        let Some(link) = &mut peer.link else {
             return false;
         };
-        let mut events = std::mem::take(&mut self.events);
-        let any = link.poll(BUDGET, &mut events);
+        let any = link.poll(BUDGET, &mut peer.later);
         if any {
-            self.peers[p].session.alive(now);
+            peer.session.alive(now);
         }
+        for event in 0..self.peers[p].later.len() {
+            if let Event::Arrived { slot, to } = self.peers[p].later[event] {
+                self.publish(p, slot, to);
+            }
+        }
+        any
+    }
+
+    /// Does what the events of the last poll ask for. True if there were any.
+    pub(super) fn heed(&mut self, p: usize, now: Nanos) -> bool {
+        let mut events = std::mem::take(&mut self.peers[p].later);
+        let any = !events.is_empty();
         for event in events.drain(..) {
             if self.peers[p].link.is_none() {
                 break; // one of the events before was its end
             }
             match event {
-                Event::Arrived { slot, to } => self.arrived(p, slot, to, now),
+                Event::Arrived { slot, .. } => {
+                    if let Some(&index) = self.peers[p].inn.get(&slot) {
+                        self.consumed(index, now);
+                    }
+                }
                 Event::Remote(control) => self.remote(p, &control, now),
                 Event::SourceDone { slot, to } => {
-                    if let Some(ring) = self.peers[p]
-                        .out
-                        .get(slot as usize)
-                        .and_then(|i| self.rings.out[*i].as_mut())
-                    {
+                    let peer = &self.peers[p];
+                    let index = peer.out.get(slot as usize).copied();
+                    if let Some(ring) = index.and_then(|index| self.rings.out[index].as_mut()) {
                         ring.done = ring.done.max(to);
                     }
                     self.settle(p, slot);
@@ -38,13 +54,13 @@ impl<N: Network> Relay<N> {
                 Event::Down(why) => self.down(p, Goodbye::Link, why, now),
             }
         }
-        self.events = events;
+        self.peers[p].later = events; // empty; its room is used again
         self.send_waiting(p);
         any
     }
 
     /// Bytes of an inbound ring are there: publishes what is whole.
-    pub(super) fn arrived(&mut self, p: usize, slot: u32, to: u64, now: Nanos) {
+    fn publish(&mut self, p: usize, slot: u32, to: u64) {
         let Some(&index) = self.peers[p].inn.get(&slot) else {
             return;
         };
@@ -65,7 +81,6 @@ impl<N: Network> Relay<N> {
                 ring.bytes += bytes;
                 self.totals.received_messages += messages;
                 self.totals.received_bytes += bytes;
-                self.consumed(index, now);
             }
             Err(error) => self.reject(index, &error),
         }

@@ -16,7 +16,7 @@ mod rings;
 pub mod run;
 pub mod status;
 
-use crate::link::{Event, Link};
+use crate::link::Link;
 use crate::network::Network;
 use crate::session::Nanos;
 use crate::wire::{Goodbye, Refusal};
@@ -117,7 +117,6 @@ pub struct Relay<N: Network> {
     rings: Rings,
     maps: maps::Maps,
     slow_due: Nanos,
-    events: Vec<Event>,
     told: HashSet<String>,
     totals: Totals,
 }
@@ -145,7 +144,6 @@ impl<N: Network> Relay<N> {
             rings: Rings::default(),
             maps: maps::Maps::default(),
             slow_due: 0,
-            events: Vec::new(),
             told: HashSet::new(),
             totals: Totals::default(),
         })
@@ -194,11 +192,14 @@ impl<N: Network> Relay<N> {
 
     /// One pass over everything that may have something to do; `now` never goes back. True if anything had.
     pub fn step(&mut self, now: Nanos) -> bool {
-        // What applications sent goes out before anything else is looked at; what comes is answered with the next
-        // pass, which an application that has read it makes at once.
+        // What applications sent goes out before anything else is looked at; what comes is published and then answered
+        // with the next pass, which an application that has read it makes at once.
         let mut busy = self.take_news(now);
         for p in 0..self.peers.len() {
             self.flush(p, now);
+        }
+        for p in 0..self.peers.len() {
+            busy |= self.heed(p, now);
         }
         for p in 0..self.peers.len() {
             busy |= self.poll_link(p, now);

@@ -1,7 +1,7 @@
 //! One peer as the relay sees it, and connections that are not a peer's yet.
 
 use crate::BySlot;
-use crate::link::{Link, Quiesced};
+use crate::link::{Event, Link, Quiesced};
 use crate::network::{Control, Network};
 use crate::session::{Nanos, Session};
 use crate::wire::{Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN};
@@ -33,6 +33,8 @@ pub(super) struct Peer<N: Network> {
     pub session: Session,
     pub control: Option<Stream<N::Control>>,
     pub link: Option<N::Link>,
+    /// What came over it and is still to be heeded.
+    pub later: Vec<Event>,
     /// Of the last link; held while there is none.
     pub proof: Option<Quiesced>,
     pub dial_due: Nanos,
@@ -63,6 +65,7 @@ impl<N: Network> Peer<N> {
             session: Session::new(now),
             control: None,
             link: None,
+            later: Vec::new(),
             // The relay holds the roles of its rings, so the one before it is dead, and its links with it.
             proof: Some(Quiesced::never_linked()),
             dial_due: now,
@@ -94,6 +97,7 @@ impl<N: Network> Peer<N> {
     /// Ends the link; nothing of it can happen any more.
     pub fn drop_link(&mut self) {
         if let Some(link) = self.link.take() {
+            self.later.clear();
             self.proof = Some(link.quiesce());
         }
     }
