@@ -177,10 +177,12 @@ impl Manager {
         let end = status.tail;
         // A local ring whose records are not the source's.
         let sent_here = old.kind() != Kind::Mirror && status.producer.attaches > 0;
+        let drained = status.sealed_at == Some(status.released.position);
         match next {
             // Begins where the mirror ended, in case that its route comes back.
             Next::Local if old.kind() == Kind::Mirror => {
                 (spec.nonce, spec.start) = (Some(header.nonce), end);
+                beginning.origin = drained.then(|| old.origin());
             }
             Next::Local => {}
             Next::Carry(kind) => {
@@ -201,6 +203,7 @@ impl Manager {
                 let start = if goes_on { end } else { start };
                 (spec.kind, spec.nonce, spec.start) = (Kind::Mirror, Some(nonce), start);
                 beginning.peer = Some((source, Cursor::default()));
+                beginning.origin = drained.then(|| old.origin());
             }
         }
         Ring::create_file_with(&self.directory, &spec, beginning)

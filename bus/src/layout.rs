@@ -169,6 +169,8 @@ pub(crate) struct NotesLine {
     pub gap: [AtomicU64; 4],
     /// How many gaps there were.
     pub gaps: AtomicU64,
+    /// Zeros, or the name of the first of the generations of which each received to its end was followed by the next.
+    pub origin: [AtomicU64; 2],
 }
 
 #[repr(C, align(128))]
@@ -226,6 +228,12 @@ impl NotesLine {
         // Acquire: partner of the Release in set_peer, of a relay before this one.
         let words = [0, 1].map(|half: usize| self.peer_uuid[half].load(Acquire));
         (words[0] != 0).then(|| (words_to_uuid(words), self.peer_head.recover()))
+    }
+
+    /// Constant after creation.
+    pub fn origin(&self) -> Option<[u8; 16]> {
+        let words = [0, 1].map(|half: usize| self.origin[half].load(Relaxed));
+        (words != [0; 2]).then(|| words_to_uuid(words))
     }
 
     /// Notes another one. Killed in the midst, who looks finds none or a third one.
@@ -479,10 +487,12 @@ pub(crate) fn initial_control(
     header: &Header,
     [released, tail]: [Cursor; 2],
     (peer, peer_head): ([u8; 16], Cursor),
+    origin: [u8; 16],
 ) -> [u8; CONTROL_SIZE] {
     let mut words = [0u64; CONTROL_SIZE / 8];
     words[..Header::WORDS].copy_from_slice(&header.to_words());
     words[offset_of!(Control, notes.peer_uuid) / 8..][..2].copy_from_slice(&uuid_to_words(peer));
+    words[offset_of!(Control, notes.origin) / 8..][..2].copy_from_slice(&uuid_to_words(origin));
     for (cursor, start) in [
         (offset_of!(Control, producer.tail), tail),
         (offset_of!(Control, released.cursor), released),
@@ -545,6 +555,7 @@ fields! {
     "notes.peer_head" = offset_of!(Control, notes.peer_head), size_of::<CursorSlots>();
     "notes.gap" = offset_of!(Control, notes.gap), 32;
     "notes.gaps" = offset_of!(Control, notes.gaps), 8;
+    "notes.origin" = offset_of!(Control, notes.origin), 16;
     "producer_info.pid" = offset_of!(Control, producer_info.pid), 4;
     "producer_info.fences" = offset_of!(Control, producer_info.fences), 4;
     "producer_info.attaches" = offset_of!(Control, producer_info.attaches), 8;

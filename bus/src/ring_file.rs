@@ -178,6 +178,8 @@ pub(crate) struct Beginning<'a> {
     pub unread_of: Option<&'a Ring>,
     /// The ring on the other host, and up to where its application is known to have released.
     pub peer: Option<(Uuid, Cursor)>,
+    /// See [`Ring::origin`].
+    pub origin: Option<Uuid>,
 }
 
 /// A mapped ring. Cheap to clone; attach to it with [`Ring::sender`] and [`Ring::receiver`].
@@ -326,7 +328,12 @@ impl Ring {
         }
         let (peer, head) = beginning.peer.unwrap_or((Uuid::NONE, Cursor::default()));
         write(
-            &layout::initial_control(&header, cursors, (peer.0, head)),
+            &layout::initial_control(
+                &header,
+                cursors,
+                (peer.0, head),
+                beginning.origin.unwrap_or(Uuid::NONE).0,
+            ),
             0,
         )?;
         set_rights(&fresh.file, &path, spec)?;
@@ -433,6 +440,12 @@ impl Ring {
     /// The ring on the other host that this one was paired with, if it was: a mirror's source, a source's mirror.
     pub fn peer(&self) -> Option<Uuid> {
         self.peer_and_head().map(|(peer, _)| peer)
+    }
+
+    /// The first generation of a line in which each was received to its end before the next one was made, and so lost nothing:
+    /// to a sending host the ring is as good as that one. Another origin means that memory was lost.
+    pub fn origin(&self) -> Uuid {
+        self.control(|c| c.notes.origin()).map_or(self.uuid(), Uuid)
     }
 
     /// The same with up to where the other ring's application is known to have released.

@@ -190,6 +190,14 @@ fn a_receiver_gets_the_old_generation_first() {
     assert_eq!((receiver.ring().uuid(), receiver.next()), (uuid, start));
     assert_eq!(writer.consumed().unwrap(), start);
     writer.publish_whole(start.position).unwrap();
+
+    // To a sending host it was another ring, for messages were left in the one before; its successors are still this one.
+    assert_eq!(open(&bus, uuid).origin(), uuid);
+    drop((receiver, writer));
+    for next in [Next::Local, next, next] {
+        let successor = renew(&manager, &bus, 0, next).unwrap();
+        assert_eq!(open(&bus, successor).origin(), uuid, "{next:?}");
+    }
 }
 
 #[test]

@@ -88,7 +88,7 @@ pub struct Resume {
     pub attempt: u64,
     /// As in OPEN.
     pub source: Uuid,
-    /// The mirror's own name.
+    /// The mirror's name: that of the first generation of its line, see [`tbus::Ring::origin`].
     pub mirror: Uuid,
     /// Up to where the mirror is published.
     pub tail: Cursor,

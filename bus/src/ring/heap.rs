@@ -50,6 +50,7 @@ impl Heap {
             notes: NotesLine {
                 gap: std::array::from_fn(|_| AtomicU64::new(0)),
                 gaps: AtomicU64::new(0),
+                origin: [zero(), zero()],
                 peer_uuid: [zero(), zero()],
                 peer_head: slots(),
             },

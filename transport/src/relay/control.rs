@@ -335,7 +335,9 @@ impl<N: Network> Relay<N> {
             head.position + ring.capacity,
         );
         peer.inn.insert(open.slot, index);
-        let frame = peer.session.resume(open, ring.ring, tail, head, epoch);
+        let frame = peer
+            .session
+            .resume(open, writer.ring().origin(), tail, head, epoch);
         peer.send(&[frame]);
         self.consumed(index, now);
     }
