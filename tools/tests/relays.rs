@@ -363,7 +363,7 @@ fn a_deleted_channel_is_closed_and_the_others_go_on() {
 fn a_receiver_that_does_not_read_costs_nobody_else() {
     let _turn = turn();
     let scratch = Scratch::new("stall");
-    let stall = Duration::from_secs(from_environment("TBUS_STALL", 20));
+    let stall = Duration::from_secs(from_environment("TBUS_STALL", 60));
     let sizes = [
         (1 << 18, "delivered"),
         (1 << 18, "consumed"),

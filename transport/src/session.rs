@@ -91,6 +91,17 @@ pub struct Progress {
     pub consumed: Cursor,
 }
 
+/// What the peer told over the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing that matters now.
+    Nothing,
+    /// How far our ring's mirror has come.
+    Progress(Progress),
+    /// It wants room in the mirror of its ring with this slot.
+    RoomWanted(u32),
+}
+
 /// How [`Session::start`] goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -496,19 +507,14 @@ impl Session {
         })
     }
 
-    /// The link brought what the peer tells: how far our ring's mirror has come (then it is returned), or that room is
-    /// wanted in one of its rings (then its slot is).
-    pub fn control(
-        &mut self,
-        now: Nanos,
-        control: &Control,
-    ) -> Result<Result<Option<Progress>, u32>, End> {
+    /// The link brought what the peer tells.
+    pub fn control(&mut self, now: Nanos, control: &Control) -> Result<Told, End> {
         self.heard = now;
         if control.want {
             return match self.incoming.get_mut(&control.slot) {
                 Some(ring) if ring.epoch == control.epoch => {
                     ring.wanted = true;
-                    Ok(Err(control.slot))
+                    Ok(Told::RoomWanted(control.slot))
                 }
                 _ => violation(format!(
                     "room wanted in slot {} of another epoch",
@@ -523,11 +529,11 @@ impl Session {
             ));
         };
         if ring.state == State::Ended {
-            return Ok(Ok(None));
+            return Ok(Told::Nothing);
         }
         if ring.state == State::Opening {
             ring.early = Some(*control);
-            return Ok(Ok(None));
+            return Ok(Told::Nothing);
         }
         if ring.state != State::Running || ring.epoch != control.epoch {
             return violation(format!(
@@ -561,10 +567,10 @@ impl Session {
             ring.wants = false;
         }
         (ring.delivered, ring.consumed) = (delivered, consumed);
-        Ok(Ok(Some(Progress {
+        Ok(Told::Progress(Progress {
             delivered,
             consumed,
-        })))
+        }))
     }
 
     /// The mirror for an OPEN is there: what to answer. `epoch` is fresh and random.

@@ -167,6 +167,21 @@ impl Bench {
         Ok(times.split_off(warm_up as usize))
     }
 
+    /// Runs `job`; if there are relays with processes of their own, also says how much of a processor they took together, in
+    /// percent.
+    pub fn with_relays_share<T>(
+        &mut self,
+        job: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<(T, Option<f64>)> {
+        let (before, begun) = (self.end.relays_time()?, Instant::now());
+        let result = job(self)?;
+        let (after, wall) = (self.end.relays_time()?, begun.elapsed());
+        let share = |(before, after): (Duration, Duration)| {
+            100.0 * (after - before).as_secs_f64() / wall.as_secs_f64()
+        };
+        Ok((result, before.zip(after).map(share)))
+    }
+
     /// One-way times of single messages, one under way at a time; and their median by blocks, see [`BLOCK`]. Each for
     /// half of the time, or each with the whole count.
     pub fn latency(&mut self, length: Length, size: usize) -> Result<(Times, f64)> {

@@ -5,6 +5,7 @@ use super::Result;
 use super::remote::{Daemon, Embedded, RawTcp, attach, free_ports, make_hosts};
 use super::scratch::Scratch;
 use std::path::Path;
+use std::time::Duration;
 use tbus::{
     Address, Directory, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
 };
@@ -47,7 +48,7 @@ pub struct End {
     sent: usize,
     /// The limit beside a remote channel.
     pub raw: Option<RawTcp>,
-    _daemons: Vec<Daemon>,
+    daemons: Vec<Daemon>,
 }
 
 /// Makes the channel in the scratch directory. Returns the first process's end, and the arguments with which the second
@@ -127,7 +128,7 @@ impl End {
             relay: None,
             sent: 0,
             raw: None,
-            _daemons: Vec::new(),
+            daemons: Vec::new(),
         })
     }
 
@@ -148,7 +149,7 @@ impl End {
             relay,
             sent: 0,
             raw: Some(raw),
-            _daemons: daemons,
+            daemons,
         })
     }
 
@@ -158,6 +159,13 @@ impl End {
             Some(relay) => relay.connect(),
             None => Ok(()),
         }
+    }
+
+    /// Processor time that the relays have taken so far, if they are processes of their own.
+    pub fn relays_time(&self) -> Result<Option<Duration>> {
+        let times = self.daemons.iter().map(Daemon::processor_time);
+        let times = times.collect::<Result<Vec<_>>>()?;
+        Ok((!times.is_empty()).then(|| times.iter().sum()))
     }
 
     /// Lets the relay do what is left, as an application's loop would: what was sent must leave before the process waits

@@ -188,7 +188,11 @@ fn one_at_a_time(bench: &mut Bench, row: &mut Row, options: &Options) -> Result<
         true => bench.raw_latency(REMOTE_MESSAGES, row.bytes.max(1))?,
         false => 0.0,
     };
-    let (times, typical) = bench.latency(length, row.bytes)?;
+    let ((times, typical), relays) =
+        bench.with_relays_share(|bench| bench.latency(length, row.bytes))?;
+    if let Some(percent) = relays {
+        row.push("relays_percent", percent);
+    }
     if remote {
         let raw = (raw + bench.raw_latency(REMOTE_MESSAGES, row.bytes.max(1))?) / 2.0;
         row.push("raw_tcp", raw);
@@ -260,7 +264,11 @@ fn remote_stream(bench: &mut Bench, row: &mut Row, length: Length) -> Result<()>
     let size = row.bytes.max(1);
     let pieces = messages_by_size(1 << 26, size);
     let before = bench.raw_stream(pieces, size)?;
-    let (messages, rate) = bench.stream(length, row.bytes)?;
+    let ((messages, rate), relays) =
+        bench.with_relays_share(|bench| bench.stream(length, row.bytes))?;
+    if let Some(percent) = relays {
+        row.push("relays_percent", percent);
+    }
     let raw = (before + bench.raw_stream(pieces, size)?) / 2.0;
     row.iterations += messages;
     row.push("per_second", rate);

@@ -2,6 +2,8 @@
 //! and a bare TCP connection beside them, which is the limit.
 
 use super::Result;
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -176,6 +178,12 @@ impl Daemon {
     /// Its process.
     pub fn id(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Processor time that it has taken so far.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let clock = clock_getcpuclockid(Pid::from_raw(self.id().cast_signed()))?;
+        Ok(clock.now()?.into())
     }
 
     /// Ends it as a crash would.

@@ -172,7 +172,7 @@ const fn more(name: &'static str, title: &'static str, unit: f64, digits: usize)
 }
 
 /// Every figure there is. Times are in nanoseconds.
-pub const FIGURES: [Figure; 18] = [
+pub const FIGURES: [Figure; 19] = [
     figure("typical", "typical, ns", 1.0, 1),
     figure("p50", "50%, ns", 1.0, 1),
     figure("p99", "99%, ns", 1.0, 1),
@@ -191,6 +191,7 @@ pub const FIGURES: [Figure; 18] = [
     figure("over_raw_tcp", "÷ bare TCP", 1.0, 2),
     more("raw_tcp_per_second", "bare TCP, M/s", 1e6, 3),
     more("over_raw_tcp_rate", "÷ bare TCP", 1.0, 2),
+    figure("relays_percent", "relays' CPU, %", 1.0, 0),
 ];
 
 impl Row {

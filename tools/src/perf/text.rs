@@ -104,10 +104,20 @@ fn perftest(report: &Report, times_of: impl Fn(&Row) -> Option<&Times>) -> Colum
 }
 
 /// Figures by round: median, lowest and highest.
+/// The figure that only relays with processes of their own have.
+const RELAYS: &str = "relays_percent";
+const RELAYS_EXPLAINED: &str = "relays' CPU: what both relays took together, in percent of one processor; they share the processors with the two processes.\n";
+
+fn has(report: &Report, name: &str) -> bool {
+    let mut rows = report.sizes.iter();
+    rows.any(|row| row.figure(name).median().is_some())
+}
+
 fn by_round(report: &Report, names: &[&str]) -> Columns {
     let figures: Vec<_> = names
         .iter()
         .filter_map(|name| FIGURES.iter().find(|f| f.name == *name))
+        .filter(|figure| figure.name != RELAYS || has(report, RELAYS))
         .collect();
     let mut header = vec!["bytes", "rounds"];
     header.extend(figures.iter().map(|f| f.title));
@@ -149,12 +159,9 @@ fn latencies(report: &Report) -> String {
             text += &not_kept_up(report, rate);
         }
     }
-    let remote = report
-        .sizes
-        .iter()
-        .any(|row| row.figure("raw_tcp").median().is_some());
+    let remote = has(report, "raw_tcp");
     let names: &[_] = match report.settings.message_rate {
-        None if remote => &["typical", "p99", "p99.9", "raw_tcp", "over_raw_tcp"],
+        None if remote => &["typical", "p99", "p99.9", "raw_tcp", "over_raw_tcp", RELAYS],
         None => &["typical", "p99", "p99.9", "line", "over_line"],
         Some(_) => &["typical", "p99", "raw_p99", "line", "over_line"],
     };
@@ -171,6 +178,9 @@ fn latencies(report: &Report) -> String {
     }
     if remote {
         text += "bare TCP: the same bytes over one connection between the two processes, polled alike, before and after: the limit.\n";
+        if has(report, RELAYS) {
+            text += RELAYS_EXPLAINED;
+        }
         return text;
     }
     text + "line: cache-line ping-pong, before and after each round: the limit. ÷ line: typical, in lines.\n"
@@ -194,20 +204,21 @@ fn not_kept_up(report: &Report, rate: f64) -> String {
 }
 
 fn rates(report: &Report) -> String {
-    if report
-        .sizes
-        .iter()
-        .any(|row| row.figure("raw_tcp_per_second").median().is_some())
-    {
+    if has(report, "raw_tcp_per_second") {
         let names = [
             "per_second",
             "bytes_per_second",
             "raw_tcp_per_second",
             "over_raw_tcp_rate",
+            RELAYS,
         ];
+        let explained = match has(report, RELAYS) {
+            true => RELAYS_EXPLAINED,
+            false => "",
+        };
         return format!(
             "A stream of messages, by round: median (lowest–highest)\n{}\n\
-             bare TCP: the same bytes over one connection between the two processes, a write and a read for each message.\n",
+             bare TCP: the same bytes over one connection between the two processes, a write and a read for each message.\n{explained}",
             by_round(report, &names)
         );
     }

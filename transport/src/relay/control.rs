@@ -236,11 +236,7 @@ impl<N: Network> Relay<N> {
         }
         ring.trouble = None;
         ring.done = resume.tail.position;
-        ring.settled = if ring.until_consumed {
-            resume.head.position
-        } else {
-            resume.tail.position
-        };
+        ring.set_settled(resume.tail.position, resume.head);
         let region = ring.reader.region();
         let peer = &mut self.peers[p];
         if let Some(link) = &mut peer.link {

@@ -5,6 +5,7 @@ use super::rings::At;
 use super::{BUDGET, Nanos, Relay, TURN};
 use crate::link::{Event, Link};
 use crate::network::Network;
+use crate::session::Told;
 use crate::wire::{self, Goodbye};
 use tracing::error;
 
@@ -142,24 +143,20 @@ impl<N: Network> Relay<N> {
     pub(super) fn remote(&mut self, p: usize, control: &wire::Control, now: Nanos) {
         match self.peers[p].session.control(now, control) {
             Err((why, text)) => self.down(p, why, text, now),
-            Ok(Ok(None)) => {}
-            Ok(Err(slot)) => {
+            Ok(Told::Nothing) => {}
+            Ok(Told::RoomWanted(slot)) => {
                 if let Some(&index) = self.peers[p].inn.get(&slot) {
                     self.consumed(index, now);
                 }
             }
-            Ok(Ok(Some(progress))) => {
+            Ok(Told::Progress(progress)) => {
                 let Some(&index) = self.peers[p].out.get(control.slot as usize) else {
                     return;
                 };
                 let Some(ring) = self.rings.out[index].as_mut() else {
                     return;
                 };
-                ring.settled = if ring.until_consumed {
-                    progress.consumed.position
-                } else {
-                    progress.delivered
-                };
+                ring.set_settled(progress.delivered, progress.consumed);
                 ring.reader.set_peer_head(progress.consumed);
                 self.settle(p, control.slot);
                 self.send_ring(index);

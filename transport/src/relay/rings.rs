@@ -4,7 +4,7 @@ use crate::BySlot;
 use crate::session::Nanos;
 use crate::wire::Open;
 use std::collections::HashMap;
-use tbus::{Address, MirrorWriter, NewsReader, Ring, SourceReader, Uuid};
+use tbus::{Address, Cursor, MirrorWriter, NewsReader, Ring, SourceReader, Uuid};
 
 /// A source ring that is mirrored to a peer.
 #[derive(Debug)]
@@ -28,6 +28,16 @@ pub(super) struct Outbound {
     pub trouble: Option<String>,
     pub messages: u64,
     pub bytes: u64,
+}
+
+impl Outbound {
+    /// The mirror has come to `delivered`, and its application to `consumed`.
+    pub fn set_settled(&mut self, delivered: u64, consumed: Cursor) {
+        self.settled = match self.until_consumed {
+            true => consumed.position,
+            false => delivered,
+        };
+    }
 }
 
 /// A ring that a peer mirrors to this host.
