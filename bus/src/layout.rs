@@ -63,7 +63,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering::*};
 /// First eight bytes of a ring file: "TBUSRING".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TBUSRING");
 /// Layout version: another major is refused, a higher minor is accepted.
-pub const LAYOUT_MAJOR: u32 = 1;
+pub const LAYOUT_MAJOR: u32 = 2;
 /// See [`LAYOUT_MAJOR`].
 pub const LAYOUT_MINOR: u32 = 0;
 

@@ -1,10 +1,16 @@
 //! Roles: one producer and one consumer a ring, each a byte of the file `locks`.
 //!
+//! The kernel keeps the ranges of a file that are locked in a list and looks through all of it at each lock, but
+//! neighbouring bytes of one holder are one range. So the bytes that one process is likely to take one after the
+//! other lie side by side: those of applications by which end of their channels they are; those of relays, which serve
+//! all rings of one direction before those of the other, by direction.
+//!
 //! The locks are open-file-description locks: the kernel releases them when the process dies, threads and
 //! PID namespaces do not matter, and one descriptor serves all rings of a directory.
 
 use crate::error::{Error, Result};
 use crate::fork::{self, Held};
+use crate::ring_file::Kind;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::mem::ManuallyDrop;
@@ -13,9 +19,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// Bytes of the lock file that belong to one ring: producer, consumer, and two for the relay's roles.
-const BYTES_PER_RING: i64 = 4;
-/// The byte of who changes the map: behind those of every ring.
+/// Bytes of an area of the lock file: one for each lock slot.
+const AREA: i64 = 1 << 32;
+/// The first of the relays' two areas; the two before them are the applications'.
+const RELAYS: i64 = 2;
+/// The byte of who changes the map: behind all areas.
 const MANAGER: i64 = 1 << 40;
 
 /// Who takes part in a ring.
@@ -97,9 +105,21 @@ impl Locks {
         Ok(())
     }
 
-    /// Takes a role, or `None` if somebody has it.
-    pub fn try_take(self: &Arc<Locks>, slot: u32, role: Role) -> Result<Option<RoleLock>> {
-        self.try_take_byte(i64::from(slot) * BYTES_PER_RING + role as i64)
+    /// Takes a role of a ring of this kind, or `None` if somebody has it.
+    pub fn try_take(
+        self: &Arc<Locks>,
+        slot: u32,
+        role: Role,
+        kind: Kind,
+    ) -> Result<Option<RoleLock>> {
+        let slot = i64::from(slot);
+        // The rings of a channel have an even slot and the odd one after it, and lead opposite ways.
+        self.try_take_byte(match (kind, role) {
+            (Kind::Source, Role::Consumer) | (Kind::Mirror, Role::Producer) => {
+                (RELAYS + slot % 2) * AREA + slot / 2
+            }
+            _ => (slot + role as i64) % 2 * AREA + slot,
+        })
     }
 
     fn try_take_byte(self: &Arc<Locks>, byte: i64) -> Result<Option<RoleLock>> {

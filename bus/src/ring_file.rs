@@ -557,13 +557,19 @@ impl Ring {
         }
     }
 
+    /// Takes a role, or `None` if somebody has it.
+    fn try_take(&self, role: Role) -> Result<Option<RoleLock>> {
+        let Inner {
+            header,
+            kind,
+            directory,
+            ..
+        } = &*self.inner;
+        directory.locks.try_take(header.lock_slot, role, *kind)
+    }
+
     pub(crate) fn take(&self, role: Role) -> Result<RoleLock> {
-        let taken = self
-            .inner
-            .directory
-            .locks
-            .try_take(self.inner.header.lock_slot, role)?;
-        taken.ok_or_else(|| {
+        self.try_take(role)?.ok_or_else(|| {
             let pid = self.control(|c| match role {
                 Role::Consumer => c.consumer_info.pid.load(Relaxed), // a diagnostic
                 _ => c.producer_info.pid.load(Relaxed),
@@ -609,11 +615,7 @@ impl Ring {
         let begun = Instant::now();
         let memory = self.mapped();
         loop {
-            let lock = self
-                .inner
-                .directory
-                .locks
-                .try_take(self.inner.header.lock_slot, Role::Producer)?;
+            let lock = self.try_take(Role::Producer)?;
             let rolls_forward = self.kind() != Kind::Mirror;
             let nonce = self.inner.header.nonce;
             let end = producer::close(&memory, nonce, rolls_forward, || lock.is_some());

@@ -320,14 +320,14 @@ fn other_layout_versions() {
     let (directory, ring) = one_ring(&scratch);
     // A newer version may compute its check in another way: the version is looked at first.
     for reseal in [false, true] {
-        patch_header(ring.path(), "major", 2, reseal);
+        patch_header(ring.path(), "major", 3, reseal);
         let error = Ring::open(&directory, ring.uuid()).unwrap_err();
         assert!(
             matches!(
                 error,
                 Error::Layout {
-                    found: 2,
-                    ours: 1,
+                    found: 3,
+                    ours: 2,
                     ..
                 }
             ),
@@ -338,9 +338,23 @@ fn other_layout_versions() {
             ring.path(),
             "use the tbus version that made it, or drain and re-create the ring",
         );
-        says(&error, ring.path(), "version 2");
+        says(&error, ring.path(), "version 3");
     }
-    patch_header(ring.path(), "major", 1, false);
+    // An older one takes other bytes of the lock file: two senders could be in one ring.
+    patch_header(ring.path(), "major", 1, true);
+    let error = Ring::open(&directory, ring.uuid()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Layout {
+                found: 1,
+                ours: 2,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    patch_header(ring.path(), "major", 2, false);
     patch_header(ring.path(), "minor", 9, false);
     assert!(bad_file(Ring::open(&directory, ring.uuid()), ring.path()).contains("check"));
     patch_header(ring.path(), "minor", 9, true);

@@ -1,11 +1,11 @@
 //! `docs/layout.md` is what others implement from. Here its tables are compared with the code, and its rules
 //! decode a real file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tbus::layout::{self, CONSTANTS, FIELDS};
-use tbus::{Address, Directory, Extensions, Ring, RingSpec};
+use tbus::{Address, Directory, Extensions, Kind, Ring, RingSpec};
 
 fn document() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/layout.md");
@@ -408,11 +408,19 @@ fn roles_are_the_documented_bytes() {
     use std::os::fd::AsRawFd;
     let scratch = Scratch::new("locks");
     let directory = Directory::create(&scratch.0).unwrap();
-    let spec = RingSpec {
-        lock_slot: 5,
-        ..RingSpec::local(4096, Address(1), Address(2))
+    let rows = table(&document(), "| who | lock_slot even | lock_slot odd |");
+    // What the document says of who takes part in a ring with this lock slot.
+    let documented = |slot: u32, who: &str| {
+        let row = rows.iter().find(|row| row[0].contains(who)).unwrap();
+        let slot = i64::from(slot);
+        match &*row[1 + slot as usize % 2] {
+            "lock_slot" => slot,
+            "2^32 + lock_slot" => (1 << 32) + slot,
+            "2 × 2^32 + lock_slot / 2" => (2 << 32) + slot / 2,
+            "3 × 2^32 + (lock_slot - 1) / 2" => (3 << 32) + (slot - 1) / 2,
+            other => panic!("{other}"),
+        }
     };
-    let ring = Ring::create(&directory, &spec).unwrap();
     let file = fs::OpenOptions::new()
         .write(true)
         .open(scratch.0.join("locks"))
@@ -431,15 +439,46 @@ fn roles_are_the_documented_bytes() {
         assert_eq!(result, 0);
         lock.l_type != libc::F_UNLCK as libc::c_short
     };
-    let bytes = || (0..32).filter(|byte| taken(*byte)).collect::<Vec<_>>();
+    let whos = ["producer of a local", "consumer of a local", "relay:"];
+    let slots = [4, 5, u32::MAX - 1, u32::MAX];
+    let all: BTreeSet<i64> = slots
+        .iter()
+        .flat_map(|slot| whos.map(|who| documented(*slot, who)))
+        .collect();
+    assert_eq!(all.len(), slots.len() * whos.len(), "each has its own");
+    let bytes = || {
+        let taken = all.iter().copied().filter(|byte| taken(*byte));
+        taken.collect::<Vec<_>>()
+    };
 
-    assert_eq!(bytes(), []);
-    let sender = ring.sender().unwrap();
-    assert_eq!(bytes(), [4 * 5]);
-    let receiver = ring.receiver().unwrap();
-    assert_eq!(bytes(), [4 * 5, 4 * 5 + 1]);
-    drop(sender);
-    assert_eq!(bytes(), [4 * 5 + 1]);
-    drop(receiver);
-    assert_eq!(bytes(), []);
+    for slot in slots {
+        let ring = |kind| {
+            let spec = RingSpec {
+                kind,
+                lock_slot: slot,
+                ..RingSpec::local(4096, Address(1), Address(2))
+            };
+            Ring::create(&directory, &spec).unwrap()
+        };
+        let [producer, consumer, relay] = whos.map(|who| documented(slot, who));
+        assert_eq!(bytes(), []);
+        let [local, source, mirror] = [Kind::Local, Kind::Source, Kind::Mirror].map(ring);
+        for ring in [&local, &source] {
+            let sender = ring.sender().unwrap();
+            assert_eq!(bytes(), [producer]);
+            drop(sender);
+        }
+        for ring in [&local, &mirror] {
+            let receiver = ring.receiver().unwrap();
+            assert_eq!(bytes(), [consumer]);
+            drop(receiver);
+        }
+        let reader = source.source_reader().unwrap();
+        assert_eq!(bytes(), [relay]);
+        drop(reader);
+        let writer = mirror.mirror_writer().unwrap();
+        assert_eq!(bytes(), [relay]);
+        drop(writer);
+        assert_eq!(bytes(), []);
+    }
 }
