@@ -8,9 +8,11 @@
 use crate::error::{Error, Result};
 use crate::gcim::{ChannelEntry, Snapshot};
 use crate::layout::Cursor;
-use crate::locks::Role;
-use crate::manage::Manager;
+use crate::locks::{Role, RoleLock};
+use crate::manage::{Manager, discard};
+use crate::receiver::Receiver;
 use crate::ring_file::{Beginning, Kind, Ring, RingSpec, Uuid};
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -50,12 +52,23 @@ impl Manager {
     /// application has not received all of the generation before; try again.
     pub fn renew(&self, changes: &[Change]) -> Result<Vec<Result<Uuid>>> {
         let mut snapshot = self.finish_removals()?;
+        let places = places_of(changes, &snapshot);
         let mut removed = Vec::new();
         let mut made = Vec::new();
+        let mut carried = Vec::new();
         let results: Vec<_> = changes
             .iter()
             .map(|change| {
-                let uuid = self.renew_one(&mut snapshot, change, &mut removed)?;
+                let old = Ring::open(&self.directory, change.ring)?;
+                let place = places.get(&change.ring);
+                let channel = place.map(|(index, side)| (&mut snapshot.channels[*index], *side));
+                // A change before may have replaced it.
+                let channel = channel.filter(|(channel, side)| channel.rings[*side] == change.ring);
+                let channel = channel.ok_or_else(|| Error::NotFound {
+                    path: old.path().into(),
+                })?;
+                let (uuid, consumer) = self.renew_one(&old, channel, change.next, &mut removed)?;
+                carried.extend(consumer.map(|role| (old, role)));
                 made.push(uuid);
                 Ok(uuid)
             })
@@ -71,6 +84,14 @@ impl Manager {
                 let _ = std::fs::remove_file(self.directory.ring_path(uuid));
             }
             return Err(error);
+        }
+        // Who opened the old ring before and takes its role only now must not receive again what the new one has.
+        for (old, role) in carried {
+            if old.kind() == Kind::Local
+                && let Ok(mut receiver) = Receiver::attach(old, role.into())
+            {
+                discard(&mut receiver);
+            }
         }
         self.finish_change()?;
         Ok(results)
@@ -110,28 +131,19 @@ impl Manager {
         }
     }
 
+    /// Returns the next generation, and the consumer's role of the old one if what is unread went along.
     fn renew_one(
         &self,
-        snapshot: &mut Snapshot,
-        change: &Change,
+        old: &Ring,
+        (channel, direction): (&mut ChannelEntry, usize),
+        next: Next,
         removed: &mut Vec<ChannelEntry>,
-    ) -> Result<Uuid> {
-        let old = Ring::open(&self.directory, change.ring)?;
+    ) -> Result<(Uuid, Option<RoleLock>)> {
         let busy = |role| Error::Busy {
             path: old.path().into(),
             role,
             pid: 0,
         };
-        let (channel, direction) = snapshot
-            .channels
-            .iter_mut()
-            .find_map(|channel| {
-                let direction = channel.rings.iter().position(|ring| *ring == change.ring)?;
-                Some((channel, direction))
-            })
-            .ok_or_else(|| Error::NotFound {
-                path: old.path().into(),
-            })?;
         let previous = channel.previous[direction];
         if previous != Uuid::NONE {
             if !self.is_drained(previous)? {
@@ -141,20 +153,20 @@ impl Manager {
             removed.push(entry_of(channel, previous));
         }
         // A receiver that goes on reading the old ring would have twice what is carried over.
-        let consumer = match change.next {
+        let consumer = match next {
             Next::Carry(_) => Some(old.take(Role::Consumer)?),
             Next::Mirror { .. } | Next::Local => None,
         };
         old.close(CLOSE_PATIENCE)?;
-        let uuid = self.make(&old, change.next)?;
+        let uuid = self.make(old, next)?;
         channel.rings[direction] = uuid;
         let status = old.status();
         if consumer.is_some() || status.sealed_at == Some(status.released.position) {
-            removed.push(entry_of(channel, change.ring));
+            removed.push(entry_of(channel, old.uuid()));
         } else {
-            channel.previous[direction] = change.ring;
+            channel.previous[direction] = old.uuid();
         }
-        Ok(uuid)
+        Ok((uuid, consumer))
     }
 
     fn make(&self, old: &Ring, next: Next) -> Result<Uuid> {
@@ -208,6 +220,20 @@ impl Manager {
         }
         Ring::create_file_with(&self.directory, &spec, beginning)
     }
+}
+
+/// Where the rings to be changed are: which channel, and which of its two.
+fn places_of(changes: &[Change], snapshot: &Snapshot) -> HashMap<Uuid, (usize, usize)> {
+    let wanted: HashSet<Uuid> = changes.iter().map(|change| change.ring).collect();
+    let mut places = HashMap::new();
+    for (index, channel) in snapshot.channels.iter().enumerate() {
+        for (direction, ring) in channel.rings.iter().enumerate() {
+            if wanted.contains(ring) {
+                places.insert(*ring, (index, direction));
+            }
+        }
+    }
+    places
 }
 
 /// How the map names a ring that is to be closed and removed.

@@ -252,7 +252,7 @@ impl Manager {
 }
 
 /// Releases all that is there; returns how many messages that were.
-fn discard(receiver: &mut crate::Receiver) -> u64 {
+pub(crate) fn discard(receiver: &mut crate::Receiver) -> u64 {
     let mut discarded = 0;
     while let Ok(message) = receiver.peek() {
         message.release();
