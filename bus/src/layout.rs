@@ -453,6 +453,16 @@ impl CursorSlots {
         a.max(b)
     }
 
+    /// A number that is another one whenever the cursor is: each store that brings a slot in force makes that slot's
+    /// sequence higher, and none makes one lower.
+    #[inline]
+    pub fn stamp(&self) -> u64 {
+        // Relaxed: who finds another number than before looks by `read`, which does the ordering.
+        let [a, b] = &self.slots;
+        let [a, b] = [a.sequence.load(Relaxed), b.sequence.load(Relaxed)];
+        a.wrapping_add(b)
+    }
+
     /// Writes one slot, chosen by the parity of `parity`. A kill between the two stores leaves the other slot in
     /// force, if that one was.
     #[inline(always)]

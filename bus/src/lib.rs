@@ -60,6 +60,8 @@ pub mod gcim;
 #[cfg(all(feature = "config", not(loom)))]
 pub mod generation;
 #[cfg(not(loom))]
+mod glance;
+#[cfg(not(loom))]
 pub mod grm;
 #[cfg(not(loom))]
 mod locks;
@@ -106,6 +108,7 @@ pub use {
     directory::Directory,
     error::{Error, Result, TryRecvError, TrySendError},
     fair::{FairReceiver, MESSAGES_PER_TURN},
+    glance::Glance,
     mirror::MirrorWriter,
     news::NewsReader,
     receiver::{Batch, Message, Receiver},

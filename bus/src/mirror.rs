@@ -1,6 +1,7 @@
 //! [`MirrorWriter`]: the relay's end of a mirror ring.
 
 use crate::error::{Error, Result};
+use crate::glance::Glance;
 use crate::layout::Cursor;
 use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
@@ -87,6 +88,11 @@ impl MirrorWriter {
     /// The ring's data area, for a link.
     pub fn region(&self) -> Region {
         self.publisher.memory().region()
+    }
+
+    /// To see cheaply whether the receiver has moved.
+    pub fn glance(&self) -> Glance {
+        Glance::new(self.ring.mapped(), false)
     }
 
     fn check_fork(&self) -> Result<()> {

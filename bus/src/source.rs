@@ -1,6 +1,7 @@
 //! [`SourceReader`]: the relay's end of a source ring.
 
 use crate::error::{Error, Result};
+use crate::glance::Glance;
 use crate::layout::Cursor;
 use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
@@ -83,6 +84,11 @@ impl SourceReader {
     /// The ring's data area, for a link.
     pub fn region(&self) -> Region {
         self.walker.memory().region()
+    }
+
+    /// To see cheaply whether the sender has moved.
+    pub fn glance(&self) -> Glance {
+        Glance::new(self.ring.mapped(), true)
     }
 
     fn check_fork(&self) -> Result<()> {

@@ -6,7 +6,7 @@ use common::Hosts;
 use std::time::{Duration, Instant};
 use tbus::generation::{Change, Next};
 use tbus::manage::Manager;
-use tbus::{Error, Kind, Receiver, Ring, Sender, TryRecvError, TrySendError};
+use tbus::{Bus, Error, Kind, Receiver, Ring, Sender, TryRecvError, TrySendError};
 use tbus_transport::relay::status::PeerStatus;
 
 /// Message `n`: its number, then bytes that depend on it; of many lengths.
@@ -164,6 +164,42 @@ fn a_receiver_that_does_not_read_holds_up_nobody_else() {
     });
 }
 
+/// The file of news belongs to everybody who may send: what one of them takes out of it, or could not put in, is found by
+/// the relay's own look over all rings, on both sides.
+#[test]
+fn what_nobody_tells_is_found_within_a_second() {
+    let mut hosts = Hosts::new("untold", 3, 8192);
+    hosts.connect();
+    for host in ["1", "2"] {
+        std::fs::remove_file(hosts.scratch.0.join(host).join("news")).unwrap();
+    }
+    let (mut sender, mut receiver) = hosts.pair(0, 2);
+    let (mut sent, mut received) = (0, 0);
+    for limit in 1..=3 {
+        let begun = Instant::now();
+        send(&mut sender, &mut sent, limit);
+        hosts.until("a message that nobody told of", |_| {
+            receive(&mut receiver, &mut received);
+            received == limit
+        });
+        let took = begun.elapsed();
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+    }
+    // Both rings are filled; then the receiver goes on, and nobody tells of that either.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2500) {
+        send(&mut sender, &mut sent, u64::MAX);
+        hosts.step();
+    }
+    let waiting = sent;
+    assert!(receiver.ring().status().unread_bytes > 8192 - 1000);
+    hosts.until("what came after it", |_| {
+        receive(&mut receiver, &mut received);
+        send(&mut sender, &mut sent, waiting + 20);
+        received == waiting + 20
+    });
+}
+
 #[test]
 fn a_second_relay_is_refused_until_the_first_ends() {
     let mut hosts = Hosts::new("second", 1, 8192);
@@ -274,7 +310,12 @@ fn other_capacities_are_refused_on_both_sides_and_lose_nothing() {
                     .is_some_and(|why| why.contains("8192") && why.contains("16384"))
         })
     });
-    assert_eq!(sender.ring().status().unread_messages, 1);
+    // It is in the generation that the relay has made.
+    let bus = Bus::attach_at(&path).unwrap();
+    let channel = &bus.gcim().snapshot().unwrap().channels[0];
+    let ring = Ring::open(bus.directory(), channel.rings[0]).unwrap();
+    assert_ne!(ring.uuid(), sender.ring().uuid());
+    assert_eq!(ring.status().unread_messages, 1);
 }
 
 #[test]

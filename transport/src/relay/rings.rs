@@ -4,7 +4,7 @@ use crate::BySlot;
 use crate::session::Nanos;
 use crate::wire::Open;
 use std::collections::HashMap;
-use tbus::{Address, Cursor, MirrorWriter, NewsReader, Ring, SourceReader, Uuid};
+use tbus::{Address, Cursor, Glance, MirrorWriter, NewsReader, Ring, SourceReader, Uuid};
 
 /// A source ring that is mirrored to a peer.
 #[derive(Debug)]
@@ -76,7 +76,10 @@ pub(super) struct Rings {
     by_news: BySlot<Vec<At>>,
     /// One more than the highest slot with news.
     news_slots: u32,
-    pub swept: usize,
+    /// Of each ring in `out`, and of each in `inn` that is a mirror. Beside each other, for the sweep is over all of them.
+    out_glances: Vec<Option<Glance>>,
+    inn_glances: Vec<Option<Glance>>,
+    swept: usize,
     pub sweep_due: Nanos,
 }
 
@@ -113,6 +116,7 @@ impl Rings {
         let at = At::Out(index);
         self.by_ends.insert(ring.ends, at);
         self.watch(ring.reader.ring(), at);
+        self.out_glances.push(Some(ring.reader.glance()));
         self.out.push(Some(ring));
         index
     }
@@ -121,6 +125,7 @@ impl Rings {
         let index = self.inn.len();
         let at = At::In(index);
         self.by_ends.insert(ring.ends, at);
+        self.inn_glances.push(None);
         self.inn.push(Some(ring));
         index
     }
@@ -128,9 +133,18 @@ impl Rings {
     /// A mirror is there for an inbound ring.
     pub fn set_writer(&mut self, index: usize, writer: MirrorWriter) {
         self.watch(writer.ring(), At::In(index));
+        self.inn_glances[index] = Some(writer.glance());
         if let Some(ring) = &mut self.inn[index] {
             ring.ring = writer.ring().uuid();
             ring.writer = Some(writer);
+        }
+    }
+
+    /// The mirror of an inbound ring is given up, and with it its role.
+    pub fn drop_writer(&mut self, index: usize) {
+        self.inn_glances[index] = None;
+        if let Some(ring) = &mut self.inn[index] {
+            ring.writer = None;
         }
     }
 
@@ -141,12 +155,14 @@ impl Rings {
                 let Some(ring) = self.out[index].take() else {
                     return;
                 };
+                self.out_glances[index] = None;
                 (ring.ends, Some(news_of(ring.reader.ring())))
             }
             At::In(index) => {
                 let Some(ring) = self.inn[index].take() else {
                     return;
                 };
+                self.inn_glances[index] = None;
                 (
                     ring.ends,
                     ring.writer.as_ref().map(|writer| news_of(writer.ring())),
@@ -161,16 +177,21 @@ impl Rings {
         }
     }
 
-    /// The next tenth of all rings to look at without news.
+    /// Of the next tenth of all rings, those that have moved since they were swept last.
     pub fn next_to_sweep(&mut self) -> Vec<At> {
-        let all = self.out.len() + self.inn.len();
-        let count = all.div_ceil(10);
-        let mut found = Vec::with_capacity(count);
-        for _ in 0..count {
-            self.swept = (self.swept + 1) % all;
-            match self.swept.checked_sub(self.out.len()) {
-                None => found.push(At::Out(self.swept)),
-                Some(index) => found.push(At::In(index)),
+        let (outs, all) = (self.out.len(), self.out.len() + self.inn.len());
+        let mut found = Vec::new();
+        for _ in 0..all.div_ceil(10) {
+            self.swept += 1;
+            if self.swept >= all {
+                self.swept = 0;
+            }
+            let (glance, at) = match self.swept.checked_sub(outs) {
+                None => (&mut self.out_glances[self.swept], At::Out(self.swept)),
+                Some(index) => (&mut self.inn_glances[index], At::In(index)),
+            };
+            if glance.as_mut().is_some_and(Glance::moved) {
+                found.push(at);
             }
         }
         found
