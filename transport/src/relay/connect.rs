@@ -260,8 +260,8 @@ impl<N: Network> Relay<N> {
         for (_, index) in std::mem::take(&mut self.peers[p].inn) {
             if let Some(ring) = self.rings.inn[index].as_mut() {
                 ring.slot = None;
-                ring.wanted = None;
             }
         }
+        self.forget_opens(p);
     }
 }

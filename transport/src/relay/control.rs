@@ -11,8 +11,17 @@ use crate::wire::{self, Frame, Goodbye, Open, Refusal};
 use tbus::Gap;
 use tracing::{error, warn};
 
+/// Times that a control connection is read before others have their turn.
+const READS: usize = 32;
+
 impl<N: Network> Relay<N> {
+    /// Reads all that has come, within reason: a sign of life must not wait behind thousands of rings until the next pass,
+    /// which may have much else to do.
     pub(super) fn poll_control(&mut self, p: usize, now: Nanos) -> bool {
+        (0..READS).take_while(|_| self.read_control(p, now)).count() > 0
+    }
+
+    fn read_control(&mut self, p: usize, now: Nanos) -> bool {
         let Some(control) = &mut self.peers[p].control else {
             return false;
         };

@@ -20,6 +20,9 @@ const AGAIN: Nanos = 50_000_000;
 const MANAGER: Nanos = 5_000_000;
 /// Rings that are opened within this time get their mirrors in one change of the map.
 const GATHER: Nanos = 5_000_000;
+/// Next generations that are made in one go: meanwhile nobody is answered, and a peer is dead after
+/// [`crate::session::SILENCE`].
+const AT_ONCE: usize = 512;
 /// Between two looks whether files were replaced, and whether old generations are received.
 const CHECK: Nanos = 1_000_000_000;
 
@@ -32,6 +35,8 @@ pub(super) struct Maps {
     again: Option<Nanos>,
     work: Vec<Work>,
     work_due: Nanos,
+    /// Rings whose roles are to change, by `work`.
+    changing: HashSet<Uuid>,
     /// Rings that need no look: both their ends are local, and so are they.
     local: HashSet<Uuid>,
     /// Some ring has an older generation that is not received to its end.
@@ -211,9 +216,7 @@ impl<N: Network> Relay<N> {
     }
 
     fn change(&mut self, ends: [Address; 2], ring: Uuid, next: Next) {
-        let is_there =
-            |work: &Work| matches!(work, Work::Role { change, .. } if change.ring == ring);
-        if !self.maps.work.iter().any(is_there) {
+        if self.maps.changing.insert(ring) {
             self.maps.work.push(Work::Role {
                 ends,
                 change: Change { ring, next },
@@ -228,7 +231,7 @@ impl<N: Network> Relay<N> {
         ends: [Address; 2],
         uuid: Uuid,
     ) -> tbus::Result<()> {
-        if self.maps.local.contains(&uuid) {
+        if self.maps.local.contains(&uuid) || self.maps.changing.contains(&uuid) {
             return Ok(());
         }
         match self.bus.open_ring(channel, uuid)?.kind() {
@@ -259,6 +262,9 @@ impl<N: Network> Relay<N> {
                 return Ok(Some(at));
             }
             self.let_go(at, now);
+        }
+        if self.maps.changing.contains(&uuid) {
+            return Ok(None);
         }
         let ring = self.bus.open_ring(channel, uuid)?;
         match ring.kind() {
@@ -310,6 +316,9 @@ impl<N: Network> Relay<N> {
             }
             self.let_go(at, now);
         }
+        if self.maps.changing.contains(&uuid) {
+            return Ok(None);
+        }
         let ring = self.bus.open_ring(channel, uuid)?;
         let writer = match ring.kind() {
             Kind::Local => None,
@@ -348,8 +357,8 @@ impl<N: Network> Relay<N> {
         let Some(ring) = self.rings.inn[index].as_mut() else {
             return;
         };
-        ring.writer = None; // its role is needed to close the generation before
         let begun = ring.wanted.replace(open).is_some();
+        self.rings.drop_writer(index); // its role is needed to close the generation before
         if !begun {
             if self.maps.work.is_empty() {
                 // Others follow: a change of the map takes as long for one as for all.
@@ -359,7 +368,20 @@ impl<N: Network> Relay<N> {
         }
     }
 
-    /// Makes all next generations that are due, in one change of the map.
+    /// The connection is gone on which peer `p` asked for mirrors: its next one has other numbers, and asks again.
+    pub(super) fn forget_opens(&mut self, p: usize) {
+        let rings = &mut self.rings.inn;
+        for ring in rings.iter_mut().flatten().filter(|ring| ring.peer == p) {
+            ring.wanted = None;
+        }
+        let waits = |index: usize| rings[index].as_ref().is_some_and(|r| r.wanted.is_some());
+        self.maps.work.retain(|work| match work {
+            Work::Role { .. } => true,
+            Work::Mirror { index } => waits(*index),
+        });
+    }
+
+    /// Makes next generations that are due, in one change of the map.
     fn make_generations(&mut self, now: Nanos) {
         let manager = match Manager::open(self.bus.directory(), Duration::ZERO) {
             Ok(manager) => manager,
@@ -372,7 +394,8 @@ impl<N: Network> Relay<N> {
                 return self.try_again(now, "the map cannot be changed", &error);
             }
         };
-        let mut work = std::mem::take(&mut self.maps.work);
+        let count = self.maps.work.len().min(AT_ONCE);
+        let mut work: Vec<Work> = self.maps.work.drain(..count).collect();
         let mut changes = Vec::new();
         work.retain(|work| {
             let change = match work {
@@ -396,7 +419,7 @@ impl<N: Network> Relay<N> {
         let results = match manager.renew(&changes) {
             Ok(results) => results,
             Err(error) => {
-                self.maps.work = work;
+                self.maps.work.splice(..0, work);
                 self.maps.work_due = now + AGAIN;
                 return self.try_again(now, "the map cannot be changed", &error);
             }
@@ -405,15 +428,19 @@ impl<N: Network> Relay<N> {
         for (work, result) in work.into_iter().zip(results) {
             self.totals.generations += u64::from(result.is_ok());
             match work {
-                Work::Role { ends, .. } => match result {
-                    Ok(uuid) => {
-                        info!(channel = %self.name_of(ends), ring = %uuid, "the ring's next generation is made")
+                Work::Role { ends, change } => {
+                    self.maps.changing.remove(&change.ring);
+                    match result {
+                        Ok(uuid) => {
+                            info!(channel = %self.name_of(ends), ring = %uuid, "the ring's next generation is made")
+                        }
+                        Err(Error::NotFound { .. }) => {}
+                        Err(error) => {
+                            let what = "a ring's next generation cannot be made yet";
+                            self.try_again(now, what, &error)
+                        }
                     }
-                    Err(Error::NotFound { .. }) => {}
-                    Err(error) => {
-                        self.try_again(now, "a ring's next generation cannot be made yet", &error)
-                    }
-                },
+                }
                 Work::Mirror { index } => self.mirror_made(index, result, now),
             }
         }

@@ -13,7 +13,7 @@ use tbus_transport::wire::{
 };
 
 /// Connections that it makes in a run.
-const CONNECTIONS: u64 = 60;
+const CONNECTIONS: u64 = 120;
 const TOKEN: Token = Token([3; 16]);
 
 struct Liar {
