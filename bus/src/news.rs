@@ -15,7 +15,7 @@ use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::files::{FreshFile, reserve_space};
 use crate::shm::Words;
-use crate::sync::{Acquire, Ordering, Relaxed, Release, compiler_barrier, fence};
+use crate::sync::{Ordering, Relaxed, Release, compiler_barrier, fence};
 use crate::wait;
 use nix::sys::stat::Mode;
 use std::fs::{File, OpenOptions};
@@ -30,6 +30,8 @@ use std::sync::atomic::AtomicU8;
 const BYTES: usize = 2 * 65_536;
 /// Index of the first of them; a page before it is the relay's.
 const FIRST: usize = 4096;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Word index of `sleeping`, in the relay's page.
 const SLEEPING: usize = 0;
 
@@ -160,26 +162,31 @@ impl NewsReader {
     /// How many bytes can be news at most; slots are told modulo it.
     pub const SLOTS: u32 = BYTES as u32;
 
-    /// The words that hold the bytes of slots below `slots`.
-    fn words(slots: u32) -> std::ops::Range<usize> {
-        FIRST / 8..FIRST / 8 + (slots.min(Self::SLOTS) as usize).div_ceil(8)
+    /// The cache lines that hold the bytes of slots below `slots`.
+    fn lines(slots: u32) -> std::ops::Range<usize> {
+        FIRST / LINE..FIRST / LINE + (slots.min(Self::SLOTS) as usize).div_ceil(LINE)
     }
 
     /// Takes the news of lock slots below `slots`: calls `see` with those of the rings to look at, each modulo
-    /// [`NewsReader::SLOTS`]. Looks at eight rings with one load.
+    /// [`NewsReader::SLOTS`]. Looks at eight rings with one load, and tests once for 64.
     #[inline]
     pub fn take(&self, slots: u32, mut see: impl FnMut(u32)) {
         let words = &self.news.words;
-        for index in Self::words(slots) {
-            if words.at(index).load(Relaxed) == 0 {
+        for line in Self::lines(slots) {
+            if !words.line_is_set(line) {
                 continue; // Relaxed: the swap below does the ordering
             }
-            for byte in 8 * index..8 * index + 8 {
-                // Acquire: the cursor was stored before the byte (partner: Release in News::announce).
-                if words.byte(byte).load(Relaxed) != 0
-                    && words.byte(byte).swap(0, Ordering::AcqRel) != 0
-                {
-                    see((byte - FIRST) as u32);
+            for index in LINE / 8 * line..LINE / 8 * (line + 1) {
+                if words.at(index).load(Relaxed) == 0 {
+                    continue; // as above
+                }
+                for byte in 8 * index..8 * index + 8 {
+                    // AcqRel: the cursor was stored before the byte (partner: Release in News::announce).
+                    if words.byte(byte).load(Relaxed) != 0
+                        && words.byte(byte).swap(0, Ordering::AcqRel) != 0
+                    {
+                        see((byte - FIRST) as u32);
+                    }
                 }
             }
         }
@@ -187,7 +194,7 @@ impl NewsReader {
 
     /// True if there is news of a slot below `slots`.
     pub fn any(&self, slots: u32) -> bool {
-        Self::words(slots).any(|index| self.news.words.at(index).load(Acquire) != 0)
+        Self::lines(slots).any(|line| self.news.words.line_is_set(line))
     }
 
     /// Announces a sleep: from now on who makes news rings the doorbell. True if there is none yet of slots below

