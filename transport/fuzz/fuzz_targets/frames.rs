@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tbus_transport::wire::{CHUNK_HEADER, Chunk, Frame, MAX_TEXT};
+use tbus::layout::MAX_POSITION;
+use tbus_transport::wire::{CHUNK_HEADER, Chunk, Frame, MAX_CHUNK, MAX_TEXT};
 
 /// The texts of a frame.
 fn texts(frame: &mut Frame) -> Vec<&mut String> {
@@ -41,6 +42,11 @@ fn chunks(bytes: &[u8]) {
     for header in bytes.as_chunks::<CHUNK_HEADER>().0 {
         if let Ok(chunk) = Chunk::decode(header) {
             assert_eq!(Chunk::decode(&chunk.encode()), Ok(chunk));
+            // A link computes with these without another look.
+            if let Some(data) = chunk.data {
+                assert!((1..=MAX_CHUNK).contains(&(data.length as usize)));
+                assert!(data.position < MAX_POSITION);
+            }
         }
     }
 }
