@@ -17,8 +17,10 @@ const NODE: u32 = 1;
 const SOURCE: Uuid = Uuid([5; 16]);
 const MIRROR: Uuid = Uuid([6; 16]);
 const NONCE: u64 = 7;
-/// Passes of the relay within which an answer comes. Loopback is quick, but not always.
+/// Passes of the relay within which an answer comes that must come. Loopback is quick, but not always.
 const PATIENCE: usize = 100_000;
+/// The same for an answer that may not come.
+const A_WHILE: usize = 100;
 
 const TEXT: &str = "a lie";
 
@@ -115,12 +117,12 @@ impl Liar {
             return liar;
         }
         liar.attach(host, None);
-        if !liar.until(host, |liar| liar.open.is_some()) {
+        if !liar.until(host, A_WHILE, |liar| liar.open.is_some()) {
             // Only a ring that was given up is not offered, and only until the relay is another one.
             host.restart();
             liar.connect(host);
             liar.attach(host, None);
-            let opened = liar.until(host, |liar| liar.open.is_some());
+            let opened = liar.until(host, PATIENCE, |liar| liar.open.is_some());
             assert!(opened, "the relay does not open its ring");
         }
         if how & 2 == 0 {
@@ -129,7 +131,7 @@ impl Liar {
         if how & 4 == 0 {
             liar.say(&Frame::Open(liar.honest_open()));
             host.pass(10_000_000); // a mirror that must be made waits for others
-            liar.until(host, |liar| liar.resume.is_some());
+            liar.until(host, A_WHILE, |liar| liar.resume.is_some());
         }
         liar
     }
@@ -145,7 +147,7 @@ impl Liar {
             self.link = None;
             self.control = Some(connect(host.address()));
             write(&mut self.control, &bytes);
-            if self.until(host, |liar| liar.token.is_some()) {
+            if self.until(host, PATIENCE, |liar| liar.token.is_some()) {
                 break;
             }
         }
@@ -164,9 +166,9 @@ impl Liar {
         write(&mut self.link, &bytes);
     }
 
-    /// Steps the relay until something has come; false if the relay has hung up or nothing comes.
-    fn until(&mut self, host: &mut Host, come: impl Fn(&Liar) -> bool) -> bool {
-        for round in 0..PATIENCE {
+    /// Steps the relay until something has come; false if the relay has hung up, or nothing comes for so many passes.
+    fn until(&mut self, host: &mut Host, rounds: usize, come: impl Fn(&Liar) -> bool) -> bool {
+        for round in 0..rounds {
             self.listen(host);
             if come(self) {
                 return true;
@@ -175,7 +177,7 @@ impl Liar {
                 return false;
             }
             host.step();
-            if round > 50 {
+            if round > 10 {
                 std::thread::yield_now();
             }
         }
