@@ -211,11 +211,13 @@ impl Manager {
             } => {
                 // The same records, though the source has another name or the route was gone for a while: what was received
                 // here does not come again.
+                let whole = drained && end.position >= start.position;
                 let goes_on = header.nonce == nonce && end.position > start.position && !sent_here;
                 let start = if goes_on { end } else { start };
                 (spec.kind, spec.nonce, spec.start) = (Kind::Mirror, Some(nonce), start);
                 beginning.peer = Some((source, Cursor::default()));
-                beginning.origin = drained.then(|| old.origin());
+                // Memory that went back in time, a copy or a snapshot, lacks what the source has released since.
+                beginning.origin = whole.then(|| old.origin());
             }
         }
         Ring::create_file_with(&self.directory, &spec, beginning)

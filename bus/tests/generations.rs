@@ -198,6 +198,18 @@ fn a_receiver_gets_the_old_generation_first() {
         let successor = renew(&manager, &bus, 0, next).unwrap();
         assert_eq!(open(&bus, successor).origin(), uuid, "{next:?}");
     }
+    // Unless the source has released what none of them had.
+    let start = tbus::Cursor {
+        position: start.position + 16,
+        sequence: start.sequence + 1,
+    };
+    let later = Next::Mirror {
+        nonce: 99,
+        start,
+        source,
+    };
+    let successor = renew(&manager, &bus, 0, later).unwrap();
+    assert_eq!(open(&bus, successor).origin(), successor);
 }
 
 #[test]

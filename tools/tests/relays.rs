@@ -522,8 +522,21 @@ fn routes_come_and_go_under_a_running_relay() {
     for host in &hosts {
         let status = host.await_mirrored(4);
         assert_eq!(total(&status, "rejected"), 0, "{status:#}");
-        // Nothing was lost, as the messages themselves have shown.
-        assert_eq!(total(&status, "gaps"), 0, "{status:#}");
     }
+    // Host 1's own receiver took messages while the route was away. Host 2 cannot know that it was that, so it is told of
+    // a gap; when nobody took any, of none.
+    let gaps = |host: &Host| total(&host.status().unwrap(), "gaps");
+    let before = [gaps(&hosts[0]), gaps(&hosts[1])];
+    assert!(before.iter().all(|gaps| *gaps <= 1), "{before:?}");
+    hosts[0].write_routes(&none);
+    let local = within(PATIENCE, || {
+        hosts[0].bus().bind(b).unwrap().receiver(a).ok()
+    });
+    drop(local.expect("the ring is local again"));
+    flow.send_more(5);
+    hosts[0].write_routes(&all);
+    flow.pass(100);
+    assert_eq!(flow.sender.ring().kind(), Kind::Source);
+    assert_eq!([gaps(&hosts[0]), gaps(&hosts[1])], before);
     relays.iter_mut().for_each(Process::is_alive);
 }

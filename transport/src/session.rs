@@ -608,6 +608,11 @@ impl Session {
         })
     }
 
+    /// True if a ring of the peer has this slot, or had it on this connection.
+    pub fn is_open(&self, slot: u32) -> bool {
+        self.incoming.contains_key(&slot)
+    }
+
     /// There is no mirror for an OPEN: what to answer.
     pub fn refuse(&mut self, open: &Open, why: Refusal, text: String) -> Frame {
         self.incoming.remove(&open.slot);

@@ -194,6 +194,9 @@ impl<N: Network> Relay<N> {
         let Some(ring) = self.rings.out[index].as_mut() else {
             return;
         };
+        if resume.source != ring.ring {
+            return; // an answer to somebody before us, who counted attempts as we do
+        }
         let tail = match ring.reader.tail() {
             Ok(tail) => tail,
             Err(error) => return self.give_up(index, &error.to_string()),
@@ -331,6 +334,11 @@ impl<N: Network> Relay<N> {
         let Some(link) = &mut peer.link else {
             return;
         };
+        if peer.session.is_open(open.slot) {
+            // Bytes that are under way for the one ring would be taken for the other's.
+            let text = format!("slot {} is opened twice", open.slot);
+            return self.down(p, Goodbye::Violation, text, now);
+        }
         ring.slot = Some(open.slot);
         link.attach_mirror(
             open.slot,

@@ -26,7 +26,8 @@ impl<N: Network> Relay<N> {
                 self.publish(p, slot, to);
             }
         }
-        any
+        // That bytes have gone out, or that the link has ended, is also something to heed before a sleep.
+        !self.peers[p].later.is_empty()
     }
 
     /// Does what the events of the last poll ask for. True if there were any.
@@ -118,6 +119,9 @@ impl<N: Network> Relay<N> {
         let Some(ring) = self.rings.inn[index].as_mut() else {
             return;
         };
+        if ring.trouble.is_some() {
+            return; // said before; an application that scribbles on may come here without end
+        }
         error!(channel = %ring.name, "a mirror is given up: {error}");
         self.totals.rejected += 1;
         ring.trouble = Some(error.to_string());
