@@ -22,6 +22,8 @@ pub const SILENCE: Nanos = 2_500_000_000;
 pub const ACK_DELAY: Nanos = 50_000;
 /// Rings that are being opened at the same time: more would fill the control connection.
 const OPENING: usize = 4096;
+/// Slots that a peer may have opened on one connection. They are never used twice and each is remembered, for what comes late.
+const SLOTS: usize = 1 << 18;
 /// The first and the longest time between two attempts to open a refused ring.
 const RETRY: std::ops::Range<Nanos> = 50_000_000..10_000_000_000;
 
@@ -358,6 +360,9 @@ impl Session {
                     token,
                 }),
             },
+            Frame::Open(_) if self.incoming.len() >= SLOTS => {
+                violation(format!("more than {SLOTS} rings opened on one connection"))
+            }
             Frame::Open(open) => Ok(Demand::Mirror(open)),
             Frame::Resume(resume) => match self.current(resume.slot, resume.attempt)? {
                 true => Ok(Demand::Resumed(resume)),
@@ -738,5 +743,42 @@ impl Session {
     pub fn due(&self) -> Nanos {
         let retry = self.retries.first().map_or(Nanos::MAX, |(due, _)| *due);
         self.beat_due.min(retry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tbus::Address;
+
+    #[test]
+    fn a_peer_cannot_open_without_end() {
+        let mut session = Session::new(0);
+        let mut opened = 0;
+        let end = loop {
+            let open = Open {
+                slot: opened,
+                attempt: 1,
+                from: Address(1),
+                to: Address(2),
+                source: Uuid([1; 16]),
+                nonce: 1,
+                capacity: 4096,
+                head: Cursor::default(),
+                tail: Cursor::default(),
+            };
+            match session.frame(0, Frame::Open(open)) {
+                Ok(Demand::Mirror(open)) => {
+                    let zero = Cursor::default();
+                    session.resume(&open, Uuid([2; 16]), zero, zero, 1);
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(end) => break end,
+            }
+            opened += 1;
+        };
+        assert_eq!((opened as usize, end.0), (SLOTS, Goodbye::Violation));
+        session.down();
+        assert!(session.incoming.is_empty());
     }
 }

@@ -391,6 +391,31 @@ fn a_detached_mirror_is_left_alone<F: Fixture>(name: &str) {
     assert!(read(&bench.mirror(0), 0, 512) == [0; 512]);
 }
 
+/// The memory of a mirror goes with it, not only with the link: else a peer that opens one generation after the other fills
+/// this host.
+#[test]
+fn tcp_a_detached_mirror_is_unmapped() {
+    let mut bench = Bench::<Tcp>::new("unmapped");
+    let directory = Directory::open(&bench._scratch.0).unwrap();
+    let spec = RingSpec {
+        kind: Kind::Mirror,
+        lock_slot: 6,
+        ..RingSpec::local(CAPACITY, Address(1), Address(2))
+    };
+    let ring = Ring::create(&directory, &spec).unwrap();
+    let path = directory.ring_path(ring.uuid()).display().to_string();
+    let is_mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.contains(&path)
+    };
+    let region = ring.mirror_writer().unwrap().region();
+    bench.link(1).attach_mirror(0, region, EPOCH, 0, CAPACITY);
+    drop(ring);
+    assert!(is_mapped());
+    bench.link(1).detach_mirror(0);
+    assert!(!is_mapped());
+}
+
 /// What the peer does wrong: the link goes down with a reason, and what is not its is as it was.
 fn wrong<F: Fixture>(name: &str, expected: &str, act: impl FnOnce(&mut Bench<F>)) {
     let mut bench = Bench::<F>::new(name);

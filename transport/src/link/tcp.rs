@@ -39,14 +39,13 @@ struct Source {
 
 #[derive(Debug)]
 struct Mirror {
-    region: Region,
+    /// None: what comes is dropped. The link may live on for long, so the memory does not wait for its end.
+    region: Option<Region>,
     epoch: u64,
     /// Where the next byte belongs.
     next: u64,
     /// Bytes may land below.
     room: u64,
-    /// What comes is dropped.
-    dropped: bool,
 }
 
 /// The chunk that is being read.
@@ -206,11 +205,10 @@ impl TcpLink {
         let mut scatter = Scatter::default();
         let mut wanted = CHUNK_HEADER - self.header_length;
         if let Some(current) = self.current {
-            match self.mirrors.get(&current.slot) {
-                Some(mirror) if !mirror.dropped => {
-                    scatter.ring(&mirror.region, mirror.next, current.left);
-                }
-                _ => {
+            let mirror = self.mirrors.get(&current.slot);
+            match mirror.and_then(|mirror| Some((mirror.region.as_ref()?, mirror.next))) {
+                Some((region, next)) => scatter.ring(region, next, current.left),
+                None => {
                     self.scrap.resize(MAX_CHUNK, 0);
                     scatter.bytes(&mut self.scrap[..current.left]);
                 }
@@ -237,17 +235,19 @@ impl TcpLink {
         scatter.bytes(&mut self.header);
         let mut wanted = CHUNK_HEADER;
         let expected = self.expected.and_then(|(slot, length)| {
-            let mirror = self.mirrors.get(&slot).filter(|mirror| !mirror.dropped)?;
-            (mirror.room - mirror.next >= length as u64).then_some((slot, length, mirror))
+            let mirror = self.mirrors.get(&slot)?;
+            let region = mirror.region.as_ref()?;
+            let has_room = mirror.room - mirror.next >= length as u64;
+            has_room.then_some((slot, length, mirror.next, region))
         });
-        if let Some((_, length, mirror)) = expected {
-            scatter.ring(&mirror.region, mirror.next, length);
+        if let Some((_, length, next, region)) = expected {
+            scatter.ring(region, next, length);
             scatter.bytes(&mut self.behind);
             wanted += length + CHUNK_HEADER;
         }
         let got = self.socket.receive_scatter(&scatter)?;
         *taken += got;
-        let expected = expected.map(|(slot, length, mirror)| (slot, length, mirror.next));
+        let expected = expected.map(|(slot, length, next, _)| (slot, length, next));
         self.header_length = got.min(CHUNK_HEADER);
         if self.header_length < CHUNK_HEADER {
             return Ok(false);
@@ -265,8 +265,9 @@ impl TcpLink {
         let behind = got - CHUNK_HEADER - in_ring;
         if landed < in_ring || behind > 0 {
             self.surplus.resize(in_ring - landed, 0);
-            let region = &self.mirrors[&slot].region;
-            copy_out(region, position + landed as u64, &mut self.surplus);
+            if let Some(region) = &self.mirrors[&slot].region {
+                copy_out(region, position + landed as u64, &mut self.surplus);
+            }
             self.surplus.extend_from_slice(&self.behind[..behind]);
             self.take_surplus(events)?;
         }
@@ -285,7 +286,7 @@ impl TcpLink {
             self.current = None;
         }
         if landed > 0
-            && let Some(mirror) = self.mirrors.get_mut(&slot).filter(|m| !m.dropped)
+            && let Some(mirror) = self.mirrors.get_mut(&slot).filter(|m| m.region.is_some())
         {
             mirror.next += landed as u64;
             let to = mirror.next;
@@ -307,8 +308,10 @@ impl TcpLink {
         while !rest.is_empty() {
             if let Some(current) = self.current {
                 let (bytes, after) = rest.split_at(rest.len().min(current.left));
-                if let Some(mirror) = self.mirrors.get(&current.slot).filter(|m| !m.dropped) {
-                    copy_in(&mirror.region, mirror.next, bytes);
+                if let Some(mirror) = self.mirrors.get(&current.slot)
+                    && let Some(region) = &mirror.region
+                {
+                    copy_in(region, mirror.next, bytes);
                 }
                 self.landed(bytes.len(), events);
                 rest = after;
@@ -352,7 +355,7 @@ impl TcpLink {
             return bad(format!("bytes for slot {slot} in another epoch"));
         }
         let end = position + u64::from(length);
-        if !mirror.dropped && (position != mirror.next || end > mirror.room) {
+        if mirror.region.is_some() && (position != mirror.next || end > mirror.room) {
             return bad(format!(
                 "bytes [{position}, {end}) for slot {slot}, where [{}, {}) is free",
                 mirror.next, mirror.room
@@ -380,11 +383,10 @@ impl Link for TcpLink {
 
     fn attach_mirror(&mut self, slot: u32, region: Region, epoch: u64, tail: u64, room: u64) {
         let mirror = Mirror {
-            region,
+            region: Some(region),
             epoch,
             next: tail,
             room,
-            dropped: false,
         };
         self.mirrors.insert(slot, mirror);
     }
@@ -407,7 +409,7 @@ impl Link for TcpLink {
 
     fn detach_mirror(&mut self, slot: u32) {
         if let Some(mirror) = self.mirrors.get_mut(&slot) {
-            mirror.dropped = true;
+            mirror.region = None;
         }
     }
 
