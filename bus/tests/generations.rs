@@ -213,6 +213,39 @@ fn a_receiver_gets_the_old_generation_first() {
 }
 
 #[test]
+fn what_is_left_of_a_mirror_is_removed_at_once_while_the_relay_fills_the_next() {
+    let scratch = Scratch::new("tidy");
+    let (manager, bus) = scratch.bus(4096);
+    let mirror = |source| Next::Mirror {
+        nonce: 7,
+        start: Default::default(),
+        source: Uuid([source; 16]),
+    };
+    renew(&manager, &bus, 0, mirror(1)).unwrap();
+    let mut writer = open(&bus, ring(&bus, 0)).mirror_writer().unwrap();
+    let empty = [tbus::layout::commit_word(0, 7).to_le_bytes(), [0; 8]].concat();
+    writer.write(0, &empty).unwrap();
+    writer.publish(16).unwrap();
+    drop(writer);
+    renew(&manager, &bus, 0, mirror(2)).unwrap();
+    // Both generations have the same role, so the relay holds that of the one that is to go.
+    let _writer = open(&bus, ring(&bus, 0)).mirror_writer().unwrap();
+    let mut receiver = bus.bind(B).unwrap().receiver(A).unwrap();
+    assert_eq!(receiver.try_recv(&mut []).unwrap(), 0);
+    assert!(matches!(
+        receiver.try_recv(&mut []),
+        Err(TryRecvError::Empty)
+    ));
+    let previous = bus.gcim().snapshot().unwrap().channels[0].previous[0];
+    assert!(open(&bus, previous).close(Duration::ZERO).is_ok());
+    let begun = std::time::Instant::now();
+    assert!(manager.tidy().unwrap());
+    // The relay does this between two messages. Waiting for a producer takes a second.
+    assert!(begun.elapsed() < Duration::from_millis(900));
+    assert_eq!(files(&bus), 2);
+}
+
+#[test]
 fn a_receiver_that_did_not_look_for_two_generations_leaves_none_out() {
     let scratch = Scratch::new("two");
     let (manager, bus) = scratch.bus(4096);

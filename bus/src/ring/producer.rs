@@ -361,11 +361,13 @@ pub(crate) fn close<M: Memory>(
     rolls_forward: bool,
     mut producer_is_gone: impl FnMut() -> bool,
 ) -> Result<Option<u64>, Damage> {
-    if !rolls_forward && !producer_is_gone() {
+    let control = memory.control();
+    // Acquire: partner of the Release below. Whoever holds the role of a ring that is sealed fills the next generation.
+    let is_sealed = control.seal.end.load(Acquire) & SEALED != 0;
+    if !rolls_forward && !is_sealed && !producer_is_gone() {
         // A living relay's mirror, which it goes on filling: it lets go of the mirror, and then closes it.
         return Ok(None);
     }
-    let control = memory.control();
     // AcqRel: partner of the sender's load in begin by way of the barrier that follows.
     control
         .receiver_signal
