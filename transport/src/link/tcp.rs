@@ -237,7 +237,7 @@ impl TcpLink {
         let expected = self.expected.and_then(|(slot, length)| {
             let mirror = self.mirrors.get(&slot)?;
             let region = mirror.region.as_ref()?;
-            let has_room = mirror.room - mirror.next >= length as u64;
+            let has_room = mirror.room.saturating_sub(mirror.next) >= length as u64;
             has_room.then_some((slot, length, mirror.next, region))
         });
         if let Some((_, length, next, region)) = expected {
