@@ -11,8 +11,10 @@
 //! | How does a source ring meet a mirror? | [`pairing`] |
 //! | How do bytes get from ring to ring? | [`link`] |
 //! | Who polls, who sleeps, who makes next generations? | [`relay`] |
+//! | Who is let in, and how is it made sure who that is? | `door`, [`tls`] |
 //! | How is all that tried under every fault? | `sim`, a feature for tests |
 
+mod door;
 pub mod link;
 pub mod network;
 pub mod pairing;
@@ -21,6 +23,7 @@ pub mod session;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod tcp_network;
+pub mod tls;
 pub mod wire;
 
 /// By the numbers that a peer gives its rings. They may be any, so a table of its own size is no choice; and they are looked up

@@ -2,8 +2,19 @@
 //! simulator has its own.
 
 use crate::link::Link;
-use crate::wire::Token;
+use crate::tls::Tls;
+use crate::wire::{Hello, TRANSPORT_TCP, Token};
+use std::sync::Arc;
 use tbus::grm::RelayEndpoint;
+
+/// Who gets in, and how sure it is who that is.
+#[derive(Clone, Debug)]
+pub enum Guard {
+    /// Anybody of this host, in clear.
+    Loopback,
+    /// Who shows a certificate.
+    Tls(Arc<Tls>),
+}
 
 /// A reliable stream of bytes to another relay. Never blocks.
 pub trait Control {
@@ -29,6 +40,44 @@ pub trait Network {
 
     /// Random bits that nobody can guess.
     fn random(&mut self) -> u64;
+
+    /// The transports for HELLO.
+    fn transports(&self) -> u64 {
+        TRANSPORT_TCP.into()
+    }
+
+    /// Whether the relay at the other end of `control` may be who it says, else why not; the transport of its link.
+    fn admit(&self, _control: &Self::Control, _hello: &Hello) -> Result<u8, String> {
+        Ok(TRANSPORT_TCP)
+    }
+
+    /// Whether a link that showed the right token is what was offered over `control`, else why not.
+    fn belongs(
+        &self,
+        _link: &Self::Link,
+        _control: &Self::Control,
+        _transport: u8,
+    ) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Closes a link that another relay made, and tells why.
+    fn turn_away(&mut self, _link: Self::Link, _why: &str) {}
+
+    /// How a node is made sure of, and its data kept from others, in one word.
+    fn security_of(&self, _node: u32) -> &'static str {
+        "none"
+    }
+
+    /// Connections that came to nothing.
+    fn refused(&self) -> u64 {
+        0
+    }
+
+    /// What an operator should know about the certificate, if anything.
+    fn warning(&self) -> Option<String> {
+        None
+    }
 
     /// True if `endpoint` is where this relay itself listens.
     fn is_local(&self, endpoint: &RelayEndpoint) -> bool;

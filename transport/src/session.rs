@@ -221,15 +221,16 @@ impl Session {
         }
     }
 
-    /// The control connection is there and greeted. Who was dialled offers the link, with a fresh random token.
-    pub fn begin(&mut self, now: Nanos, offer: Option<Token>, frames: &mut Vec<Frame>) {
+    /// The control connection is there and greeted. Who was dialled offers the link: its transport, and a fresh
+    /// random token.
+    pub fn begin(&mut self, now: Nanos, offer: Option<(u8, Token)>, frames: &mut Vec<Frame>) {
         self.down();
         (self.heard, self.answered, self.beat_due) = (now, now, now);
         (self.beats, self.echo, self.peer_beat) = (0, 0, 0);
-        if let Some(token) = offer {
+        if let Some((transport, token)) = offer {
             self.token = Some(token);
             frames.push(Frame::Offer {
-                transport: 1,
+                transport,
                 port: 0,
                 token,
             });

@@ -1,22 +1,22 @@
-//! The network that is there: TCP connections, one listening port for control connections and links alike.
+//! The network that is there: TCP connections, in clear within one host, with TLS beyond it; one listening port for control
+//! connections and links alike.
 
+use crate::door::{Arrival, Door};
 use crate::link::socket::Socket;
 use crate::link::tcp::TcpLink;
-use crate::network::{Control, Network};
-use crate::wire::{Frame, Token};
+use crate::network::{Control, Guard, Network};
+use crate::tls::{Credentials, Tls};
+use crate::wire::{Hello, TRANSPORT_TCP, TRANSPORT_TLS, Token};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 use tbus::grm::RelayEndpoint;
+use tracing::warn;
 
-/// A connection that said nothing for so long after it was made is closed.
-const FIRST_FRAME: Duration = Duration::from_secs(2);
-/// Connections that have not said what they are: more are closed at once.
-const UNKNOWN: usize = 256;
 /// Bytes read from a control connection at a time.
 const READ: usize = 1 << 14;
 
@@ -30,6 +30,8 @@ pub struct TcpControl {
     failure: Option<String>,
     /// Bytes that were read before it was known what the connection is.
     first: Vec<u8>,
+    /// What it is dialled with; `None`: in clear.
+    credentials: Option<Arc<Credentials>>,
 }
 
 #[derive(Debug)]
@@ -41,11 +43,20 @@ enum State {
 }
 
 impl TcpControl {
-    fn connect(address: io::Result<SocketAddr>) -> State {
-        match address.and_then(Socket::connect) {
+    fn connect(address: io::Result<SocketAddr>, credentials: Option<&Credentials>) -> State {
+        match address.and_then(|address| connect(address, credentials, None)) {
             Ok(socket) => State::Connected(socket),
             Err(e) => State::Failed(e.to_string()),
         }
+    }
+
+    fn has_tls(&self) -> bool {
+        self.socket().is_some_and(|socket| socket.tls().is_some())
+    }
+
+    /// The names in the certificate that the other end has shown.
+    fn names(&self) -> &[String] {
+        names_of(self.socket())
     }
 
     /// The socket, once there is one.
@@ -85,7 +96,9 @@ impl Control for TcpControl {
     fn poll(&mut self, received: &mut Vec<u8>) -> Result<bool, String> {
         if let State::Resolving(answer) = &self.state {
             match answer.try_recv() {
-                Ok(address) => self.state = Self::connect(address),
+                Ok(address) => {
+                    self.state = Self::connect(address, self.credentials.as_deref());
+                }
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
                 Err(e) => self.state = State::Failed(e.to_string()),
             }
@@ -129,38 +142,84 @@ impl Control for TcpControl {
     }
 }
 
-/// A connection that another relay made and that has not said what it is.
-#[derive(Debug)]
-struct Unknown {
-    socket: Socket,
-    name: String,
-    since: Instant,
-    bytes: Vec<u8>,
+/// The names that the other end of a connection has shown.
+fn names_of(socket: Option<&Socket>) -> &[String] {
+    let tls = socket.and_then(Socket::tls);
+    tls.map_or(&[], |tls| tls.names())
+}
+
+/// Connections in clear never leave this host.
+fn refuse_to_leave(ip: IpAddr) -> io::Result<()> {
+    match ip.to_canonical().is_loopback() {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "{ip} can be reached from other hosts, and security 'none' must not be; give an address of this host alone, \
+                 such as 127.0.0.1, or security = \"encrypt\""
+            ),
+        )),
+    }
+}
+
+fn connect(
+    address: SocketAddr,
+    credentials: Option<&Credentials>,
+    expected: Option<Vec<String>>,
+) -> io::Result<Socket> {
+    let Some(credentials) = credentials else {
+        refuse_to_leave(address.ip())?;
+        return Socket::connect(address);
+    };
+    let session = credentials
+        .client(address.ip(), expected)
+        .map_err(io::Error::other)?;
+    let mut socket = Socket::connect(address)?;
+    socket.secure(session);
+    Ok(socket)
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct TcpNetwork {
-    listener: TcpListener,
+    door: Door,
+    guard: Guard,
     local: Vec<SocketAddr>,
-    unknown: Vec<Unknown>,
     controls: VecDeque<TcpControl>,
     links: VecDeque<(Token, TcpLink)>,
 }
 
 impl TcpNetwork {
-    /// Listens at `address`. `local` are further endpoints under which routes name this relay.
+    /// Listens at `address`, in clear and without making sure of anybody: an address of this host alone. `local` are further
+    /// endpoints under which routes name this relay.
     pub fn listen(address: SocketAddr, local: &[RelayEndpoint]) -> io::Result<TcpNetwork> {
+        refuse_to_leave(address.ip())?;
+        Self::guarded(address, local, Guard::Loopback)
+    }
+
+    /// Listens at `address`, and dials, with TLS.
+    pub fn listen_with(
+        address: SocketAddr,
+        local: &[RelayEndpoint],
+        tls: Tls,
+    ) -> io::Result<TcpNetwork> {
+        Self::guarded(address, local, Guard::Tls(Arc::new(tls)))
+    }
+
+    fn guarded(
+        address: SocketAddr,
+        local: &[RelayEndpoint],
+        guard: Guard,
+    ) -> io::Result<TcpNetwork> {
         let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
         let mut known = vec![listener.local_addr()?];
         for endpoint in local {
             known.extend((endpoint.host.as_str(), endpoint.port).to_socket_addrs()?);
         }
         Ok(TcpNetwork {
-            listener,
+            door: Door::open(listener, guard.clone())?,
+            guard,
             local: known,
-            unknown: Vec::new(),
             controls: VecDeque::new(),
             links: VecDeque::new(),
         })
@@ -187,61 +246,42 @@ impl TcpNetwork {
                 .iter()
                 .map(|fd| PollFd::new(*fd, PollFlags::POLLOUT)),
         );
-        fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
-        fds.extend(
-            self.unknown
-                .iter()
-                .map(|u| PollFd::new(u.socket.as_fd(), PollFlags::POLLIN)),
-        );
-        match ppoll(&mut fds, Some(timeout.into()), None) {
+        fds.push(PollFd::new(self.door.bell(), PollFlags::POLLIN));
+        let polled = ppoll(&mut fds, Some(timeout.into()), None);
+        self.door.heard();
+        match polled {
             Ok(_) | Err(nix::Error::EINTR) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Takes in new connections, and learns what those are that are there.
+    /// Takes in whoever has said what it is.
     fn look(&mut self) {
-        while let Ok((socket, address)) = Socket::accept(&self.listener) {
-            if self.unknown.len() < UNKNOWN {
-                let unknown = Unknown {
+        while let Some(arrival) = self.door.next() {
+            match arrival {
+                Arrival::Link(token, socket) => {
+                    self.links.push_back((token, TcpLink::accepted(socket)));
+                }
+                Arrival::Control {
                     socket,
-                    name: address.to_string(),
-                    since: Instant::now(),
-                    bytes: Vec::new(),
-                };
-                self.unknown.push(unknown);
-            }
-        }
-        for mut unknown in std::mem::take(&mut self.unknown) {
-            // An ATTACH is the link's first frame, and what follows it is the link's: not a byte more is read.
-            let attach = crate::wire::FRAME_HEADER + 8 + 16;
-            let mut bytes = [0; 64];
-            let wanted = attach - unknown.bytes.len();
-            match unknown.socket.receive(&mut bytes[..wanted]) {
-                Ok(n) => unknown.bytes.extend_from_slice(&bytes[..n]),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if unknown.since.elapsed() < FIRST_FRAME {
-                        self.unknown.push(unknown);
-                    }
-                    continue;
-                }
-                Err(_) => continue,
-            }
-            match Frame::decode(&unknown.bytes) {
-                Ok(Some((Frame::Attach(token), _))) => {
-                    self.links
-                        .push_back((token, TcpLink::accepted(unknown.socket)));
-                }
-                // Any other first frame is longer, or wrong: the relay finds out.
-                Ok(None) if unknown.bytes.len() < attach => self.unknown.push(unknown),
-                _ => self.controls.push_back(TcpControl {
-                    state: State::Connected(unknown.socket),
-                    name: unknown.name,
+                    name,
+                    first,
+                } => self.controls.push_back(TcpControl {
+                    state: State::Connected(socket),
+                    name,
                     unsent: Vec::new(),
                     failure: None,
-                    first: unknown.bytes,
+                    first,
+                    credentials: None,
                 }),
             }
+        }
+    }
+
+    fn credentials(&self) -> Option<Arc<Credentials>> {
+        match &self.guard {
+            Guard::Loopback => None,
+            Guard::Tls(tls) => Some(tls.credentials()),
         }
     }
 }
@@ -267,9 +307,65 @@ impl Network for TcpNetwork {
         })
     }
 
+    fn transports(&self) -> u64 {
+        match self.guard {
+            Guard::Loopback => TRANSPORT_TCP.into(),
+            Guard::Tls(_) => (TRANSPORT_TCP | TRANSPORT_TLS).into(),
+        }
+    }
+
+    fn admit(&self, control: &TcpControl, hello: &Hello) -> Result<u8, String> {
+        match &self.guard {
+            Guard::Loopback => Ok(TRANSPORT_TCP),
+            Guard::Tls(tls) => tls.trust.admit(control.names(), hello),
+        }
+    }
+
+    fn belongs(&self, link: &TcpLink, control: &TcpControl, transport: u8) -> Result<(), String> {
+        let tls = link.socket().tls();
+        match (transport == TRANSPORT_TLS, tls) {
+            (true, None) => Err("the link is in clear, and was offered with TLS".into()),
+            (false, Some(_)) => Err("the link has TLS, and was offered in clear".into()),
+            (true, Some(tls)) if tls.names() != control.names() => Err(format!(
+                "the link's certificate is for {}, and that of the control connection for {}",
+                tls.names().join(", "),
+                control.names().join(", ")
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn turn_away(&mut self, link: TcpLink, why: &str) {
+        self.door.count_refusal();
+        let from = link.socket().peer().map(|address| address.to_string());
+        warn!(from = from.unwrap_or_default(), "a link is refused: {why}");
+    }
+
+    fn security_of(&self, node: u32) -> &'static str {
+        match &self.guard {
+            Guard::Loopback => "none",
+            Guard::Tls(tls) => tls.trust.security_of(node).name(),
+        }
+    }
+
+    fn refused(&self) -> u64 {
+        self.door.refused()
+    }
+
+    fn warning(&self) -> Option<String> {
+        match &self.guard {
+            Guard::Loopback => None,
+            Guard::Tls(tls) => tls.warning(),
+        }
+    }
+
     fn dial(&mut self, endpoint: &RelayEndpoint) -> TcpControl {
+        let credentials = self.credentials();
         let state = match endpoint.host.parse::<IpAddr>() {
-            Ok(ip) => TcpControl::connect(Ok(SocketAddr::new(ip, endpoint.port))),
+            Ok(ip) => {
+                let address = SocketAddr::new(ip, endpoint.port);
+                TcpControl::connect(Ok(address), credentials.as_deref())
+            }
             Err(_) => {
                 // Looking up a name blocks, so a thread does it.
                 let (sender, receiver) = mpsc::channel();
@@ -290,6 +386,7 @@ impl Network for TcpNetwork {
             unsent: Vec::new(),
             failure: None,
             first: Vec::new(),
+            credentials,
         }
     }
 
@@ -305,20 +402,28 @@ impl Network for TcpNetwork {
         port: u16,
         token: Token,
     ) -> Result<TcpLink, String> {
-        if transport != 1 {
-            return Err(format!(
-                "the peer offers transport {transport}, which this relay does not have"
-            ));
-        }
-        let connect = || {
+        let tls = match transport {
+            TRANSPORT_TCP => None,
+            TRANSPORT_TLS if control.has_tls() => self.credentials(),
+            _ => {
+                return Err(format!(
+                    "the peer offers transport {transport}, which this relay does not have"
+                ));
+            }
+        };
+        let connect_to = || {
             let socket = control.socket().ok_or(io::ErrorKind::NotConnected)?;
             let mut address = socket.peer()?;
             if port != 0 {
                 address.set_port(port);
             }
-            Socket::connect(address)
+            match &tls {
+                // Where the control connection leads, its data may go in clear.
+                None => Socket::connect(address),
+                Some(tls) => connect(address, Some(tls), Some(control.names().to_vec())),
+            }
         };
-        let socket = connect().map_err(|e| format!("the link could not be made: {e}"))?;
+        let socket = connect_to().map_err(|e| format!("the link could not be made: {e}"))?;
         Ok(TcpLink::connecting(socket, token))
     }
 

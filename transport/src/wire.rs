@@ -17,6 +17,10 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"TBUSRLAY");
 pub const PROTOCOL_MIN: u16 = 1;
 /// The newest protocol version that this relay speaks.
 pub const PROTOCOL_MAX: u16 = 1;
+/// The transport of data in clear over TCP.
+pub const TRANSPORT_TCP: u8 = 1;
+/// The transport of data with TLS over TCP.
+pub const TRANSPORT_TLS: u8 = 8;
 /// Bytes before a frame's body.
 pub const FRAME_HEADER: usize = 8;
 /// The longest body of a frame, bytes.
@@ -48,7 +52,7 @@ pub struct Hello {
     pub node: u32,
     /// Random for each run of a relay.
     pub lease: u64,
-    /// Which transports it has: bit 0 tcp, bit 1 verbs, bit 2 ucx.
+    /// Which transports it has: bit 0 tcp, bit 1 verbs, bit 2 ucx, bit 3 tcp with TLS.
     pub capabilities: u64,
     /// Which relays belong together.
     pub cluster: String,
@@ -140,6 +144,8 @@ pub enum Goodbye {
     Link = 9,
     /// The peer broke the protocol.
     Violation = 10,
+    /// The peer is not who it says, or the two do not agree on security.
+    Security = 11,
 }
 
 /// What the control connection carries.
@@ -346,6 +352,7 @@ impl Goodbye {
         use Goodbye::*;
         [
             Protocol, Cluster, Node, NoRoute, NotYours, Replaced, Ending, Silence, Link, Violation,
+            Security,
         ]
         .into_iter()
         .find(|g| *g as u16 == number)

@@ -15,12 +15,13 @@
 //!
 //! [[allow]]                       # a peer; others are refused
 //! node = 2
-//! name = "node2.example.net"      # in its certificate; needed for all but none
-//! security = "authenticate"       # default: as above
+//! name = "node2.example.net"      # in its certificate; default: node-2.game-eu.tbus
+//! endpoint = "tcp://node2:1027"   # it may only be that one, as routes name it; default: what it says
+//! security = "authenticate"       # default: as above; none is for all or for nobody
 //! ```
 
 use super::source::{self, At, Node};
-use super::{ConfigError, Fields, Problem, Reader};
+use super::{ConfigError, Fields, Problem, Reader, RelayEndpoint};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -52,6 +53,12 @@ impl Security {
         ("authenticate", Security::Authenticate),
         ("none", Security::None),
     ];
+
+    /// "encrypt", "authenticate" or "none".
+    pub fn name(self) -> &'static str {
+        let (name, _) = Security::ALL[self as usize];
+        name
+    }
 }
 
 /// A peer that may connect.
@@ -59,8 +66,10 @@ impl Security {
 pub struct AllowedPeer {
     /// Its number.
     pub node: u32,
-    /// The name in its certificate; given unless `security` is none.
+    /// The name in its certificate; `None`: that of its node and cluster.
     pub name: Option<String>,
+    /// Where it is reached, as routes say; `None`: it is believed what it says.
+    pub endpoint: Option<RelayEndpoint>,
     /// How it is made sure of.
     pub security: Security,
 }
@@ -285,30 +294,38 @@ impl Reader {
     }
 
     fn peer(&mut self, entry: &Node, default: Option<Security>) -> Option<AllowedPeer> {
-        let known = ["node", "name", "security"];
+        let known = ["node", "name", "endpoint", "security"];
         let mut fields = Fields::of(self, entry, true, "allow", &known, &[])?;
         let node = self.node(&mut fields, entry);
         let name = fields.take("name");
-        let security = match fields.take("security") {
+        let endpoint = match fields.take("endpoint") {
+            Some(node) => Some(self.endpoint(node)?),
+            None => None,
+        };
+        let asked = fields.take("security");
+        let security = match asked {
             Some(node) => self.choice(node, &Security::ALL),
             None => default,
         };
-        match (name, security) {
-            (Some(name), _) if name.text.is_empty() => {
-                let mend = "give the name that stands in the peer's certificate";
-                self.refuse(name.at, "the name is empty", mend);
-                return None;
-            }
-            (None, Some(Security::Encrypt | Security::Authenticate)) => {
-                let mend = "add the name that stands in the peer's certificate";
-                self.refuse(entry.at, "allow has no name", mend);
-                return None;
-            }
-            _ => {}
+        if let Some(name) = name.filter(|name| name.text.is_empty()) {
+            let mend = "give the name that stands in the peer's certificate, or leave it out";
+            self.refuse(name.at, "the name is empty", mend);
+            return None;
+        }
+        // Who dials does not know yet which node will answer, so it must know without whether to speak TLS.
+        let is_none = |security| security == Security::None;
+        if let (Some(asked), Some(security), Some(default)) = (asked, security, default)
+            && is_none(security) != is_none(default)
+        {
+            let mend = "give all peers none, or none of them";
+            let reason = "security 'none' for some peers and another one for others";
+            self.refuse(asked.at, reason, mend);
+            return None;
         }
         Some(AllowedPeer {
             node: node?,
             name: name.map(|name| name.text.clone()),
+            endpoint,
             security: security?,
         })
     }

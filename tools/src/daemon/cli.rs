@@ -1,9 +1,10 @@
 //! The command line of `tbusd`.
 
+use super::cert::{Authority, NodeCertificate, make_authority, make_node};
 use super::{Options, ask, check, run};
 use crate::command::finish;
 use crate::manual::Manual;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ pub const MANUAL: Manual = Manual {
         "-c FILE [--spin TIME]",
         "-c FILE --check",
         "-c FILE --status [--json]",
+        "cert ca --cluster NAME --out DIR [--days N]",
+        "cert node --ca DIR --node N --out DIR [--days N]",
     ],
     configuration: &[
         (
@@ -30,21 +33,29 @@ pub const MANUAL: Manual = Manual {
         ("relay_key = KEY", "the routes, as trelaymgr wrote them"),
         (
             "listen = IP:PORT",
-            "where peers are awaited; 0.0.0.0:1027 if not given, and port 1027 if only an address is. With the security \
-             that this version has it must be an address of this host alone, such as 127.0.0.1",
+            "where peers are awaited; 0.0.0.0:1027 if not given, and port 1027 if only an address is. With security none it \
+             must be an address of this host alone, such as 127.0.0.1",
         ),
         (
             "security = WORD",
-            "how peers are made sure of: encrypt (if not given), authenticate or none. This version has only none",
+            "encrypt (if not given): TLS 1.3 for everything, both sides with certificates. authenticate: the same for what \
+             relays agree on, and data in clear on a connection that this vouches for, without a copy; for networks on which \
+             nobody listens. none: nothing, within this host only. Both sides of a connection must have the same",
         ),
         (
             "[[allow]]",
-            "a peer that may connect, with the keys node, name (in its certificate) and security; without any, all may. \
-             With security none a peer is believed what it says of itself",
+            "a peer that may connect, others are refused; without any, every node with a certificate of the authority may. \
+             Keys: node; name, which must stand among the DNS names of its certificate, if not given node-N.CLUSTER.tbus as \
+             tbusd cert makes it; endpoint, the tcp://HOST:PORT that it may be, if not given it is believed which one it is; \
+             security, if not as above, but none is for all peers or for no one. With security none a peer is believed what \
+             it says of itself",
         ),
         (
             "certificate, private_key, authority = PATH",
-            "the files of TLS, in PEM, relative to this file; needed for every security but none",
+            "the files of TLS, in PEM, relative to this file, made by tbusd cert or brought along; needed for every security \
+             but none. The certificate, with those between it and the authority behind it, must be for server and client. \
+             Nobody but its owner may read the key. Changed files are used within seconds, for new connections; if something \
+             is wrong with them the log says what, and the old ones stay",
         ),
         (
             "metrics = IP:PORT",
@@ -101,7 +112,7 @@ pub const MANUAL: Manual = Manual {
     examples: &[
         (
             "tbusd -c tbusd.toml --check",
-            "read the file, open the maps, look at the port; do nothing",
+            "read the file, open the maps, read the certificates, look at the port; do nothing",
         ),
         ("tbusd -c tbusd.toml", "run until SIGTERM or SIGINT"),
         (
@@ -109,7 +120,19 @@ pub const MANUAL: Manual = Manual {
             "what the running relay is doing; --json for programs",
         ),
     ],
-    examples_of: &[],
+    examples_of: &[(
+        "cert",
+        &[
+            (
+                "tbusd cert ca --cluster game-eu --out ca",
+                "an authority for the cluster: ca/ca.pem, ca/ca.key",
+            ),
+            (
+                "tbusd cert node --ca ca --node 7 --out node7",
+                "certificate, key and authority for node 7, in node7",
+            ),
+        ],
+    )],
     see_also: &["tbusmgr(1)", "trelaymgr(1)", "tbusperf(1)"],
 };
 
@@ -121,7 +144,12 @@ A file that does for two relays on one host, one of them:
   gcim_key = 1000               # channels, written by tbusmgr
   relay_key = 2688              # routes, written by trelaymgr
   listen = \"127.0.0.1:1027\"
-  security = \"none\"             # this version has no other";
+  security = \"none\"             # within one host only
+
+Beyond one host, in place of the last two, with files that tbusd cert has made:
+  certificate = \"node-1.pem\"
+  private_key = \"node-1.key\"
+  authority = \"ca.pem\"";
 
 #[derive(Parser)]
 #[command(
@@ -135,12 +163,17 @@ A relay serves one bus. It follows the channels that tbusmgr writes and the rout
 killed at any moment: what matters lies in the rings, and the next one goes on.
 
 It stays in the foreground, for a supervisor such as systemd, and logs to the standard error output.",
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
 )]
 struct Cli {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// The relay's file
-    #[arg(short = 'c', long, value_name = "FILE")]
-    conf_file: PathBuf,
+    #[arg(short = 'c', long, value_name = "FILE", required = true)]
+    conf_file: Option<PathBuf>,
     /// Check the file and what it names, and do nothing
     #[arg(long, conflicts_with = "status")]
     check: bool,
@@ -155,9 +188,82 @@ struct Cli {
     spin: Option<Duration>,
 }
 
+#[derive(Subcommand)]
+enum Task {
+    /// Make certificates for a cluster's relays
+    #[command(
+        long_about = "\
+Makes certificates for a cluster's relays: one authority, and with it a certificate for each node.
+
+Keep the authority's directory on one host, which need not be a node. Carry to each node what was made for it. To make a \
+certificate anew before it ends, make it again to the same place: the key is kept, and a running relay takes the new certificate \
+by itself.",
+        subcommand_required = true,
+        arg_required_else_help = true,
+        disable_help_subcommand = true
+    )]
+    Cert {
+        #[command(subcommand)]
+        what: Cert,
+    },
+}
+
+#[derive(Subcommand)]
+enum Cert {
+    /// Make the authority of a cluster: ca.pem and ca.key
+    Ca {
+        /// The cluster, as in the relays' files
+        #[arg(long, value_name = "NAME")]
+        cluster: String,
+        /// The directory for the files, made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// How long it is good
+        #[arg(long, value_name = "N", default_value_t = 3650, value_parser = days())]
+        days: u32,
+    },
+    /// Make the certificate of a node: node-N.pem, node-N.key, and a copy of ca.pem
+    Node {
+        /// The directory of the authority
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// The node's number, as in its relay's file
+        #[arg(long, value_name = "N")]
+        node: u32,
+        /// The directory for the files, made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// How long it is good
+        #[arg(long, value_name = "N", default_value_t = 365, value_parser = days())]
+        days: u32,
+    },
+}
+
+/// A hundred years are enough.
+fn days() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=36_500)
+}
+
+fn make(what: Cert) -> crate::command::Result<String> {
+    match what {
+        Cert::Ca { cluster, out, days } => make_authority(&Authority { out, cluster, days }),
+        Cert::Node {
+            ca,
+            node,
+            out,
+            days,
+        } => make_node(&NodeCertificate {
+            ca,
+            node,
+            out,
+            days,
+        }),
+    }
+}
+
 /// The definition, with examples and exit status below the help.
 pub fn command() -> clap::Command {
-    Cli::command().after_help(format!("{SAMPLE}\n\n{}", MANUAL.after_help()))
+    MANUAL.with_examples(Cli::command().after_help(format!("{SAMPLE}\n\n{}", MANUAL.after_help())))
 }
 
 /// What the executable does.
@@ -166,11 +272,16 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    if let Some(Task::Cert { what }) = cli.task {
+        return finish("tbusd", make(what));
+    }
+    // clap asks for it unless there is a task.
+    let conf_file = cli.conf_file.unwrap_or_default();
     if cli.check {
-        return finish("tbusd", check(&cli.conf_file));
+        return finish("tbusd", check(&conf_file));
     }
     if cli.status {
-        return finish("tbusd", ask(&cli.conf_file, cli.json));
+        return finish("tbusd", ask(&conf_file, cli.json));
     }
     let level = std::env::var("TBUS_LOG")
         .ok()
@@ -182,8 +293,5 @@ pub fn main() -> ExitCode {
         .with_target(false)
         .init();
     let options = Options { spin: cli.spin };
-    finish(
-        "tbusd",
-        run(&cli.conf_file, &options).map(|()| String::new()),
-    )
+    finish("tbusd", run(&conf_file, &options).map(|()| String::new()))
 }

@@ -70,6 +70,7 @@ fn to_json(status: &Status, bus: &Bus) -> Value {
                 "endpoint": peer.endpoint,
                 "node": peer.node,
                 "transport": peer.transport,
+                "security": peer.security,
                 "up_seconds": peer.up_for.map(|up| up as f64 / 1e9),
                 "ups": peer.ups,
                 "downs": peer.downs,
@@ -104,6 +105,8 @@ fn to_json(status: &Status, bus: &Bus) -> Value {
         "endpoint": status.endpoint,
         "peers": peers,
         "rings": rings,
+        "warning": status.warning,
+        "refused_connections": status.refused,
         "totals": {
             "sent_messages": t.sent_messages,
             "sent_bytes": t.sent_bytes,
@@ -173,6 +176,7 @@ fn to_text(status: &Value) -> String {
         ("peer", Align::Left),
         ("node", Align::Right),
         ("over", Align::Left),
+        ("security", Align::Left),
         ("connected for", Align::Right),
         ("times", Align::Right),
         ("trouble", Align::Left),
@@ -185,6 +189,7 @@ fn to_text(status: &Value) -> String {
             text_of(&peer["endpoint"]),
             text_of(&peer["node"]),
             text_of(&peer["transport"]),
+            text_of(&peer["security"]),
             up,
             text_of(&peer["ups"]),
             text_of(&peer["trouble"]),
@@ -221,13 +226,17 @@ fn to_text(status: &Value) -> String {
     let totals = &status["totals"];
     _ = writeln!(
         text,
-        "\nsent {} messages, received {}; connections lost {}, gaps {} ({} messages), rings given up {}",
+        "\nsent {} messages, received {}; connections lost {}, connections refused {}, gaps {} ({} messages), rings given up {}",
         totals["sent_messages"],
         totals["received_messages"],
         totals["downs"],
+        status["refused_connections"],
         totals["gaps"],
         totals["lost_messages"],
         totals["rejected"]
     );
+    if let Some(warning) = status["warning"].as_str() {
+        _ = writeln!(text, "warning: {warning}");
+    }
     text
 }

@@ -1,9 +1,11 @@
-//! Non-blocking TCP sockets that read and write ring memory: the only raw addresses of the TCP link.
+//! Non-blocking TCP sockets that read and write ring memory: the only raw addresses of the TCP link. In clear the kernel copies
+//! from and to the rings; with TLS there is one copy more on either side, between ring and cipher.
 
+use crate::tls::Session;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
 };
-use std::io;
+use std::io::{self, IoSlice, Read, Write};
 use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -99,10 +101,51 @@ impl<'a> Scatter<'a> {
     }
 }
 
+/// The most bytes of one write that are taken for TLS.
+const MAX_STAGED: usize = 1 << 18;
+/// Bytes that are ciphered or deciphered at a time: a record of TLS.
+const STAGE: usize = 1 << 14;
+
 /// A connected, connecting or broken socket.
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
+    tls: Option<Box<Session>>,
+}
+
+/// The socket below TLS.
+struct Raw<'a>(&'a TcpStream);
+
+impl Read for Raw<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.read(bytes)
+    }
+}
+
+impl Write for Raw<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut gather = Gather::default();
+        for part in parts.iter().take(MAX_GATHER) {
+            gather.bytes(part);
+        }
+        send_message(self.0, &gather)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes some of what `gather` names. No signal if the other end is gone.
+fn send_message(stream: &TcpStream, gather: &Gather<'_>) -> io::Result<usize> {
+    let header = gather.0.header();
+    // SAFETY: every range is valid for reading while `gather` lives: borrowed buffers, and ring memory kept by
+    // the regions that it borrows. Others may write the ring meanwhile; the kernel copies bytes and believes none.
+    check(unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) })
 }
 
 fn check(result: isize) -> io::Result<usize> {
@@ -124,7 +167,7 @@ impl Socket {
         let fd = socket(family, SockType::Stream, flags, None)?;
         setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
         match connect(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
-            Ok(()) | Err(nix::Error::EINPROGRESS) => Ok(Socket { stream: fd.into() }),
+            Ok(()) | Err(nix::Error::EINPROGRESS) => Ok(Self::plain(fd.into())),
             Err(e) => Err(e.into()),
         }
     }
@@ -134,15 +177,51 @@ impl Socket {
         let (stream, address) = listener.accept()?;
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        Ok((Socket { stream }, address))
+        Ok((Self::plain(stream), address))
     }
 
     /// Any stream socket that does not block: the simulator's.
     #[cfg(feature = "sim")]
     pub(crate) fn of(stream: std::os::unix::net::UnixStream) -> Socket {
-        Socket {
-            stream: std::os::fd::OwnedFd::from(stream).into(),
+        Self::plain(std::os::fd::OwnedFd::from(stream).into())
+    }
+
+    fn plain(stream: TcpStream) -> Socket {
+        Socket { stream, tls: None }
+    }
+
+    /// Speaks TLS from now on.
+    pub(crate) fn secure(&mut self, session: Session) {
+        self.tls = Some(Box::new(session));
+    }
+
+    /// Its TLS, if it has that.
+    pub fn tls(&self) -> Option<&Session> {
+        self.tls.as_deref()
+    }
+
+    /// True if there is a reason to wait until it can be written, when its owner has something to send or not.
+    pub fn waits_to_write(&self, has_unsent: bool) -> bool {
+        match &self.tls {
+            None => has_unsent,
+            // As long as TLS is not agreed, it is the other side that is waited for.
+            Some(tls) => tls.has_unsent() || (has_unsent && tls.is_established()),
         }
+    }
+
+    /// The first bytes that have come, which stay there.
+    pub(crate) fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.stream.peek(bytes)
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn finish(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Takes what has come off the socket and forgets it.
+    pub(crate) fn discard(&self) -> io::Result<usize> {
+        Raw(&self.stream).read(&mut [0; 4096])
     }
 
     /// The other end.
@@ -169,22 +248,19 @@ impl Socket {
         self.receive_scatter(&scatter)
     }
 
-    /// Writes some of what `gather` names. No signal if the other end is gone.
+    /// Writes some of what `gather` names.
     pub fn send_gather(&mut self, gather: &Gather<'_>) -> io::Result<usize> {
-        let header = gather.0.header();
-        // SAFETY: every range is valid for reading while `gather` lives: borrowed buffers, and ring memory kept by
-        // the regions that it borrows. Others may write the ring meanwhile; the kernel copies bytes and believes none.
-        check(unsafe {
-            libc::sendmsg(
-                self.stream.as_raw_fd(),
-                &raw const header,
-                libc::MSG_NOSIGNAL,
-            )
-        })
+        match &mut self.tls {
+            None => send_message(&self.stream, gather),
+            Some(tls) => send_ciphered(tls, &self.stream, gather),
+        }
     }
 
     /// Reads some bytes to where `scatter` says; the end of the stream is an error.
     pub fn receive_scatter(&mut self, scatter: &Scatter<'_>) -> io::Result<usize> {
+        if let Some(tls) = &mut self.tls {
+            return receive_ciphered(tls, &self.stream, scatter);
+        }
         let fd = self.stream.as_raw_fd();
         let parts = &scatter.0;
         let result = if parts.count == 1 {
@@ -204,6 +280,69 @@ impl Socket {
             n => Ok(n),
         }
     }
+}
+
+/// Copies what `gather` names for TLS: the cipher works on bytes that nobody else can change meanwhile.
+fn send_ciphered(tls: &mut Session, stream: &TcpStream, gather: &Gather<'_>) -> io::Result<usize> {
+    let mut socket = Raw(stream);
+    tls.takes(&mut socket)?;
+    let mut stage = [0; STAGE];
+    let mut filled = 0;
+    let mut taken = 0;
+    for part in &gather.0.parts[..gather.0.count] {
+        let mut done = 0;
+        while done < part.iov_len && taken < MAX_STAGED {
+            let n = (part.iov_len - done).min(STAGE - filled);
+            // SAFETY: valid for reading, as in `send_message`; if somebody writes the ring meanwhile, the copy is a mixture.
+            unsafe {
+                let from = part.iov_base.cast::<u8>().add(done);
+                std::ptr::copy_nonoverlapping(from, stage[filled..].as_mut_ptr(), n);
+            }
+            (done, filled, taken) = (done + n, filled + n, taken + n);
+            if filled == STAGE {
+                tls.send(&stage, &mut socket)?;
+                filled = 0;
+            }
+        }
+    }
+    if filled > 0 {
+        tls.send(&stage[..filled], &mut socket)?;
+    }
+    Ok(taken)
+}
+
+/// Copies deciphered bytes to where `scatter` says: as many as there are, since nobody waits for those that the socket has given
+/// already.
+fn receive_ciphered(
+    tls: &mut Session,
+    stream: &TcpStream,
+    scatter: &Scatter<'_>,
+) -> io::Result<usize> {
+    let mut socket = Raw(stream);
+    let mut stage = [0; STAGE];
+    let mut got = 0;
+    for part in &scatter.0.parts[..scatter.0.count] {
+        let mut done = 0;
+        while done < part.iov_len {
+            let wanted = (part.iov_len - done).min(STAGE);
+            let n = match tls.receive(&mut stage[..wanted], &mut socket) {
+                Ok(n) => n,
+                // What came before the end is heard first.
+                Err(_) if got > 0 => return Ok(got),
+                Err(e) => return Err(e),
+            };
+            // SAFETY: valid for writing, as in `receive_scatter`, and `n` is at most what is left of the part.
+            unsafe {
+                let to = part.iov_base.cast::<u8>().add(done);
+                std::ptr::copy_nonoverlapping(stage.as_ptr(), to, n);
+            }
+            (done, got) = (done + n, got + n);
+            if n < wanted {
+                return Ok(got);
+            }
+        }
+    }
+    Ok(got)
 }
 
 /// Copies bytes out of the part of a ring that a link may write.

@@ -16,7 +16,7 @@ impl<N: Network> Relay<N> {
             protocol: (wire::PROTOCOL_MIN, wire::PROTOCOL_MAX),
             node: self.settings.node,
             lease: self.lease,
-            capabilities: 1,
+            capabilities: self.network.transports(),
             cluster: self.settings.cluster.clone(),
             endpoint: self.settings.endpoint.clone(),
         }
@@ -159,6 +159,10 @@ impl<N: Network> Relay<N> {
             );
             return self.not_greeted(greeting, them, (Goodbye::Node, text), now);
         }
+        let transport = match self.network.admit(&greeting.stream.control, them) {
+            Ok(transport) => transport,
+            Err(text) => return self.not_greeted(greeting, them, (Goodbye::Security, text), now),
+        };
         let dialled = greeting.dialled.is_some();
         let found = greeting
             .dialled
@@ -195,8 +199,9 @@ impl<N: Network> Relay<N> {
         if self.peers[p].control.is_some() {
             self.down(p, Goodbye::Replaced, "the peer connects anew".into(), now);
         }
-        let offer = (!dialled).then(|| self.token());
+        let offer = (!dialled).then(|| (transport, self.token()));
         let peer = &mut self.peers[p];
+        peer.transport = transport;
         (peer.node, peer.lease, peer.dialling) = (Some(them.node), them.lease, false);
         peer.control = Some(greeting.stream);
         let mut frames = Vec::new();
@@ -209,6 +214,28 @@ impl<N: Network> Relay<N> {
         bytes[..8].copy_from_slice(&self.network.random().to_le_bytes());
         bytes[8..].copy_from_slice(&self.network.random().to_le_bytes());
         Token(bytes)
+    }
+
+    /// A link that another relay made.
+    pub(super) fn link_came(&mut self, token: Token, link: N::Link, now: Nanos) {
+        let found = (0..self.peers.len()).find(|p| self.peers[*p].session.redeem(token));
+        let Some(p) = found else {
+            let why = "its token is not, or no longer, one that was given";
+            return self.network.turn_away(link, why);
+        };
+        let peer = &self.peers[p];
+        let judged = match &peer.control {
+            Some(stream) => self.network.belongs(&link, &stream.control, peer.transport),
+            None => Err("its control connection is gone".into()),
+        };
+        match judged {
+            Ok(()) => self.link_up(p, link, now),
+            Err(why) => {
+                // Somebody else knows the token.
+                self.network.turn_away(link, &why);
+                self.down(p, Goodbye::Security, why, now);
+            }
+        }
     }
 
     pub(super) fn link_up(&mut self, p: usize, link: N::Link, now: Nanos) {
@@ -225,7 +252,8 @@ impl<N: Network> Relay<N> {
         peer.trouble = None;
         peer.ups += 1;
         self.totals.ups += 1;
-        info!(peer = %peer.name(), node = peer.node, "connected, over tcp");
+        let security = peer.node.map(|node| self.network.security_of(node));
+        info!(peer = %peer.name(), node = peer.node, security, "connected, over tcp");
         for open in std::mem::take(&mut self.peers[p].held) {
             self.mirror(p, open, now);
         }

@@ -99,9 +99,23 @@ impl<N: Network> Relay<N> {
                 port,
                 token,
             } => {
-                let Some(stream) = &self.peers[p].control else {
+                let peer = &self.peers[p];
+                let Some(stream) = &peer.control else {
                     return;
                 };
+                if transport != peer.transport {
+                    let word = |transport| match transport {
+                        wire::TRANSPORT_TLS => "with TLS",
+                        _ => "in clear",
+                    };
+                    let text = format!(
+                        "node {} offers data {}, and here it is to go {}; give both relays the same security",
+                        peer.node.unwrap_or_default(),
+                        word(transport),
+                        word(peer.transport)
+                    );
+                    return self.down(p, Goodbye::Security, text, now);
+                }
                 match self
                     .network
                     .connect_link(&stream.control, transport, port, token)

@@ -25,7 +25,6 @@ use rings::{At, Rings};
 use std::collections::{HashMap, HashSet};
 use tbus::grm::{Grm, Route};
 use tbus::{Bus, NewsReader, Uuid};
-use tracing::debug;
 
 /// Between two looks at everything that is not the data path.
 const SLOW: Nanos = 100_000;
@@ -220,10 +219,7 @@ impl<N: Network> Relay<N> {
             self.tick(p, now);
         }
         while let Some((token, link)) = self.network.accept_link() {
-            match (0..self.peers.len()).find(|p| self.peers[*p].session.redeem(token)) {
-                Some(p) => self.link_up(p, link, now),
-                None => debug!("a link with a token that is not or no longer known"),
-            }
+            self.link_came(token, link, now);
             busy = true;
         }
         if now >= self.rings.sweep_due && self.rings.out.len() + self.rings.inn.len() > 0 {

@@ -4,7 +4,7 @@ use crate::BySlot;
 use crate::link::{Event, Link, Quiesced};
 use crate::network::{Control, Network};
 use crate::session::{Nanos, Session};
-use crate::wire::{Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN};
+use crate::wire::{Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN, TRANSPORT_TCP};
 use std::collections::VecDeque;
 use tbus::grm::RelayEndpoint;
 
@@ -30,6 +30,8 @@ pub(super) struct Peer<N: Network> {
     pub unused: bool,
     pub node: Option<u32>,
     pub lease: u64,
+    /// Of its link, as it was admitted.
+    pub transport: u8,
     pub session: Session,
     pub control: Option<Stream<N::Control>>,
     pub link: Option<N::Link>,
@@ -62,6 +64,7 @@ impl<N: Network> Peer<N> {
             unused: false,
             node: None,
             lease: 0,
+            transport: TRANSPORT_TCP,
             session: Session::new(now),
             control: None,
             link: None,

@@ -79,7 +79,7 @@ impl Relay<TcpNetwork> {
                     &mut readable,
                     &mut writable,
                     link.socket().as_fd(),
-                    link.is_busy(),
+                    link.socket().waits_to_write(link.is_busy()),
                 );
                 // A ring that the link does not take waits for nothing else.
                 if !peer.waiting.is_empty() && !link.is_busy() {
@@ -132,7 +132,7 @@ fn add_stream<'a>(
             readable,
             writable,
             socket.as_fd(),
-            stream.control.unsent() > 0,
+            socket.waits_to_write(stream.control.unsent() > 0),
         );
     }
 }

@@ -21,6 +21,10 @@ pub struct Status {
     pub rings: Vec<RingStatus>,
     /// Totals since it was made.
     pub totals: Totals,
+    /// Connections that came to nothing, since it was made.
+    pub refused: u64,
+    /// What an operator should know about the certificate, if anything.
+    pub warning: Option<String>,
 }
 
 /// One peer.
@@ -32,6 +36,8 @@ pub struct PeerStatus {
     pub node: Option<u32>,
     /// The transport in use, while connected.
     pub transport: Option<&'static str>,
+    /// "encrypt", "authenticate" or "none", if its number was ever heard.
+    pub security: Option<&'static str>,
     /// For how long, nanoseconds.
     pub up_for: Option<Nanos>,
     /// How often it came up.
@@ -70,6 +76,7 @@ impl<N: Network> Relay<N> {
             endpoint: peer.name(),
             node: peer.node,
             transport: peer.link.is_some().then_some("tcp"),
+            security: peer.node.map(|node| self.network.security_of(node)),
             up_for: peer.up_since.map(|since| now.saturating_sub(since)),
             ups: peer.ups,
             downs: peer.downs,
@@ -109,6 +116,8 @@ impl<N: Network> Relay<N> {
                 .chain(self.rings.inn.iter().flatten().map(inn))
                 .collect(),
             totals: self.totals,
+            refused: self.network.refused(),
+            warning: self.network.warning(),
         }
     }
 }
