@@ -186,6 +186,10 @@ one goes on.
 It stays in the foreground, for a supervisor such as systemd, and logs to the standard error output.
 
 Usage: tbusd [OPTIONS] --conf-file <FILE>
+       tbusd <COMMAND>
+
+Commands:
+  cert  Make certificates for a cluster's relays
 
 Options:
   -c, --conf-file <FILE>
@@ -216,10 +220,16 @@ A file that does for two relays on one host, one of them:
   gcim_key = 1000               # channels, written by tbusmgr
   relay_key = 2688              # routes, written by trelaymgr
   listen = "127.0.0.1:1027"
-  security = "none"             # this version has no other
+  security = "none"             # within one host only
+
+Beyond one host, in place of the last two, with files that tbusd cert has made:
+  certificate = "node-1.pem"
+  private_key = "node-1.key"
+  authority = "ca.pem"
 
 Examples:
-  tbusd -c tbusd.toml --check   read the file, open the maps, look at the port; do nothing
+  tbusd -c tbusd.toml --check   read the file, open the maps, read the certificates, look at the
+  port; do nothing
   tbusd -c tbusd.toml           run until SIGTERM or SIGINT
   tbusd -c tbusd.toml --status  what the running relay is doing; --json for programs
 
@@ -254,7 +264,7 @@ fn wrong_usage_is_2() {
         ("-c good.toml --check --status", "cannot be used with"),
         ("-c good.toml --json", "--status"),
         ("-c good.toml --spin soon", "--spin"),
-        ("-c good.toml more", "unexpected argument"),
+        ("-c good.toml more", "cannot be used with"),
     ] {
         let (status, text) = place.says(arguments);
         assert_eq!(status, 2, "{arguments}: {text}");
@@ -352,7 +362,7 @@ tbusd: the file is refused; nothing was changed
 }
 
 #[test]
-fn what_this_version_cannot_do_safely_is_refused() {
+fn what_is_not_safe_is_refused() {
     let place = Place::with_maps("unsafe");
     place.check_changed("security = \"none\"\n", "", 3, str![[r#"
 bad.toml:1:1: certificate is missing, which TLS needs; add certificate, the path of a PEM file; or ask for security = "none", on one host only
@@ -368,7 +378,7 @@ tbusd: the file is refused; nothing was changed
     for security in ["encrypt", "authenticate"] {
         let with = format!("security = \"{security}\"\n{pem}");
         place.check_changed("security = \"none\"\n", &with, 3, str![[r#"
-tbusd: bad.toml: security: this version has only 'none', which is for one host: write security = "none" and listen on 127.0.0.1
+tbusd: bad.toml: authority.pem: there is no certificate in it (PEM begins with -----BEGIN CERTIFICATE-----)
 
 "#]]);
     }
@@ -377,21 +387,22 @@ tbusd: bad.toml: security: this version has only 'none', which is for one host: 
             "security = \"none\"\n{pem}[[allow]]\nnode = 2\nname = \"two\"\nsecurity = \"{security}\"\n"
         );
         place.check_changed("security = \"none\"\n", &with, 3, str![[r#"
-tbusd: bad.toml: security: this version has only 'none', which is for one host: write security = "none" and listen on 127.0.0.1
+bad.toml:13:1: security 'none' for some peers and another one for others; give all peers none, or none of them
+tbusd: the file is refused; nothing was changed
 
 "#]]);
     }
     place.check_changed(&place.ip, "0.0.0.0", 3, str![[r#"
-tbusd: bad.toml: listen: 0.0.0.0:10271 can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1
+tbusd: bad.toml: listen: 0.0.0.0:10271 can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1, or let security be encrypt
 
 "#]]);
     place.check_changed(&place.ip, "192.0.2.1", 3, str![[r#"
-tbusd: bad.toml: listen: 192.0.2.1:10271 can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1
+tbusd: bad.toml: listen: 192.0.2.1:10271 can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1, or let security be encrypt
 
 "#]]);
     let line = format!("listen = \"{}:{PORT}\"\n", place.ip);
     place.check_changed(&line, "", 3, str![[r#"
-tbusd: bad.toml: listen: 0.0.0.0:1027 can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1
+tbusd: bad.toml: listen: 0.0.0.0:1027 can be reached from other hosts, and security 'none' must not be; listen on 127.0.0.1, or let security be encrypt
 
 "#]]);
     // And nothing runs.

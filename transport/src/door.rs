@@ -33,11 +33,10 @@ const TURN: usize = 64;
 const LOOK: Duration = Duration::from_secs(1);
 /// No connection is taken for so long after the system had nothing for it.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Each reason for refusing an address is told once in this time, and so many of them at most.
-const TOLD: (Duration, usize) = (Duration::from_secs(60), 32);
-
-/// The first frame of a link, which is the shortest first frame: of a longer one it is seen that it is another.
-const ATTACH: usize = crate::wire::FRAME_HEADER + 8 + 16;
+/// Each reason for refusing an address is told once in this time.
+const TOLD: Duration = Duration::from_secs(60);
+/// And so many of them at most.
+const MOST_TOLD: usize = 32;
 
 /// A connection that has said what it is.
 #[derive(Debug)]
@@ -146,7 +145,7 @@ impl Refusals {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.turn();
         let text = format!("{address}: {why}");
-        if self.said.contains(&text) || self.said.len() >= TOLD.1 {
+        if self.said.contains(&text) || self.said.len() >= MOST_TOLD {
             self.untold += 1;
             return;
         }
@@ -155,7 +154,7 @@ impl Refusals {
     }
 
     fn turn(&mut self) {
-        if self.since.elapsed() < TOLD.0 {
+        if self.since.elapsed() < TOLD {
             return;
         }
         if self.untold > 0 {
@@ -207,6 +206,9 @@ struct Porter {
 }
 
 impl Porter {
+    /// The first frame of a link, which is the shortest first frame: of a longer one it is seen that it is another.
+    const ATTACH: usize = crate::wire::FRAME_HEADER + 8 + 16;
+
     fn run(mut self) {
         let mut look_due = Instant::now();
         let mut warned = None;
@@ -372,15 +374,15 @@ impl Porter {
         }
         loop {
             // An ATTACH is the link's first frame, and what follows it is the link's: not a byte more is read.
-            let mut bytes = [0; ATTACH];
-            let wanted = ATTACH - stranger.bytes.len();
+            let mut bytes = [0; Self::ATTACH];
+            let wanted = Self::ATTACH - stranger.bytes.len();
             match stranger.socket.receive(&mut bytes[..wanted]) {
                 Ok(n) => stranger.bytes.extend_from_slice(&bytes[..n]),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(e) => return Err(Refusal::silent(e.to_string())),
             }
             match Frame::decode(&stranger.bytes) {
-                Ok(None) if stranger.bytes.len() < ATTACH => {}
+                Ok(None) if stranger.bytes.len() < Self::ATTACH => {}
                 _ => return Ok(true),
             }
         }

@@ -1,17 +1,25 @@
-//! The contract of links, as `link/mod.rs` states it, tried over every link: TCP over loopback, and both characters of
-//! the simulated one. A link is added by a [`Fixture`] and a line at the end.
+//! The contract of links, as `link/mod.rs` states it, tried over every link: TCP over loopback, in clear and with TLS, and both
+//! characters of the simulated one. A link is added by a [`Fixture`] and a line at the end.
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tbus::config::{PemFiles, Security};
 use tbus::grm::RelayEndpoint;
 use tbus::{Address, Directory, Kind, MirrorWriter, Region, Ring, RingSpec, SourceReader};
 use tbus_transport::link::{Event, Link};
 use tbus_transport::network::{Control as _, Network};
 use tbus_transport::sim::{Conditions, Random, SimNetwork, World};
 use tbus_transport::tcp_network::TcpNetwork;
-use tbus_transport::wire::{CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, Token};
+use tbus_transport::tls::{Tls, Trust};
+use tbus_transport::wire::{
+    CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, TRANSPORT_TCP, TRANSPORT_TLS, Token,
+};
 
 const CAPACITY: u64 = 8192;
 const EPOCH: u64 = 0x1234_5678_9abc;
@@ -85,6 +93,98 @@ impl Fixture for Tcp {
         });
         assert_eq!(token, TOKEN);
         [link, accepted]
+    }
+
+    fn pass(&mut self) {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// The same with TLS.
+struct TcpTls([TcpNetwork; 2], #[allow(dead_code)] Scratch);
+
+/// Files of TLS for node 1, which plays both sides.
+fn pem_files(directory: &Path) -> PemFiles {
+    let authority_key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = authority.self_signed(&authority_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["node-1.test.tbus".to_string()];
+    let issuer = Issuer::new(authority, authority_key);
+    let own = CertificateParams::new(names).unwrap();
+    let own = own.signed_by(&key, &issuer).unwrap();
+    let write = |name: &str, label: &str, der: &[u8]| {
+        // In base64 by hand: three bytes are four letters.
+        let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let mut text = String::new();
+        for part in der.chunks(3) {
+            let bits = (0..3).fold(0, |bits, n| {
+                bits << 8 | usize::from(*part.get(n).unwrap_or(&0))
+            });
+            for n in 0..4 {
+                let letter = letters[bits >> (18 - 6 * n) & 63];
+                text.push(if n > part.len() { '=' } else { letter.into() });
+            }
+        }
+        let path = directory.join(name);
+        let pem = format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n");
+        std::fs::write(&path, pem).unwrap();
+        path
+    };
+    let private_key = write("key", "PRIVATE KEY", key.serialized_der());
+    std::fs::set_permissions(&private_key, Permissions::from_mode(0o600)).unwrap();
+    PemFiles {
+        certificate: write("certificate", "CERTIFICATE", own.der()),
+        private_key,
+        authority: write("authority", "CERTIFICATE", root.der()),
+    }
+}
+
+impl Fixture for TcpTls {
+    type Link = tbus_transport::link::tcp::TcpLink;
+    const LANDS_ANYWHERE: bool = false;
+
+    fn new() -> TcpTls {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = format!("tbus-link-pem-{}-{number}", std::process::id());
+        let scratch = Scratch(std::env::temp_dir().join(path));
+        std::fs::create_dir_all(&scratch.0).unwrap();
+        let files = pem_files(&scratch.0);
+        let listen = |_| {
+            let trust = Trust {
+                cluster: "test".into(),
+                security: Security::Encrypt,
+                allow: Vec::new(),
+            };
+            let tls = Tls::new(files.clone(), trust).unwrap();
+            TcpNetwork::listen_with("127.0.0.1:0".parse().unwrap(), &[], tls).unwrap()
+        };
+        TcpTls([0, 1].map(listen), scratch)
+    }
+
+    fn pair(&mut self) -> [Self::Link; 2] {
+        let [one, other] = &mut self.0;
+        let mut control = one.dial(&endpoint(other.address()));
+        control.send(&hello());
+        let accepted = until("a control connection", || {
+            control.poll(&mut Vec::new()).unwrap();
+            other.accept()
+        });
+        let mut link = one.connect_link(&control, TRANSPORT_TLS, 0, TOKEN).unwrap();
+        let (token, taken) = until("a link", || {
+            link.kick();
+            let mut events = Vec::new();
+            link.poll(1, &mut events);
+            assert_eq!(events, []);
+            let _ = other.accept();
+            other.accept_link()
+        });
+        assert_eq!(token, TOKEN);
+        other.belongs(&taken, &accepted, TRANSPORT_TLS).unwrap();
+        assert!(other.belongs(&taken, &accepted, TRANSPORT_TCP).is_err());
+        [link, taken]
     }
 
     fn pass(&mut self) {
@@ -513,6 +613,7 @@ macro_rules! conform {
 }
 
 conform!(tcp, Tcp);
+conform!(tcp_tls, TcpTls);
 conform!(sim_tcp, Sim<0>);
 conform!(sim_rdma, Sim<1000>);
 

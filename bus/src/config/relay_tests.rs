@@ -20,6 +20,7 @@ name = "node2.example.net"
 node = 3
 name = "node3.example.net"
 security = "authenticate"
+endpoint = "tcp://node3:1028"
 "#;
 
 fn parse(text: &str) -> Result<RelayConfig, Vec<Problem>> {
@@ -32,6 +33,10 @@ fn reads_every_key() {
     let peer = |node: u32, security| AllowedPeer {
         node,
         name: Some(format!("node{node}.example.net")),
+        endpoint: (node == 3).then(|| RelayEndpoint {
+            host: "node3".into(),
+            port: 1028,
+        }),
         security,
     };
     assert_eq!(
@@ -75,7 +80,6 @@ fn has_defaults() {
             "certificate is missing, which TLS needs",
             "private_key is missing, which TLS needs",
             "authority is missing, which TLS needs",
-            "allow has no name",
         ]
     );
 }
@@ -171,10 +175,16 @@ fn refuses_with_row_column_and_reason() {
             "the name 'node2.example.net' stands in row 13 already",
         ),
         (
-            "name = \"node2.example.net\"",
-            "",
-            (13, 1),
-            "allow has no name",
+            "tcp://node3:1028",
+            "node3",
+            (21, 1),
+            "'node3' is no endpoint",
+        ),
+        (
+            "\"authenticate\"",
+            "\"none\"",
+            (20, 1),
+            "security 'none' for some peers and another one for others",
         ),
         (
             "\"node2.example.net\"",

@@ -112,7 +112,7 @@ pub const MANUAL: Manual = Manual {
     examples: &[
         (
             "tbusd -c tbusd.toml --check",
-            "read the file, open the maps, read the certificates, look at the port; do nothing",
+            "read the file and all that it names, look at the port; do nothing",
         ),
         ("tbusd -c tbusd.toml", "run until SIGTERM or SIGINT"),
         (

@@ -7,8 +7,10 @@ use std::io::{self, ErrorKind, Read, Write};
 
 /// Bytes that may come before it is known who is there.
 const BEFORE: usize = 1 << 16;
-/// Bytes that are read at a time, before and after that.
-const READ: [usize; 2] = [1 << 12, 1 << 16];
+/// Bytes that are read at a time before that.
+const READ_BEFORE: usize = 1 << 12;
+/// Bytes that are read at a time after it.
+const READ: usize = 1 << 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -32,6 +34,9 @@ pub struct Session {
 }
 
 impl Session {
+    const CLOSED: &'static str = "the peer closed the connection";
+    const NOT_TLS: &'static str = "it does not speak TLS; give both relays the same security";
+
     pub(super) fn new(connection: Connection, expected: Option<Vec<String>>) -> Session {
         let mut session = Session {
             connection,
@@ -160,19 +165,20 @@ impl Session {
         }
         let _ = self.flush(socket);
         if state.peer_has_closed() && self.plain == 0 {
-            return self.fail(ErrorKind::UnexpectedEof, CLOSED.into());
+            return self.fail(ErrorKind::UnexpectedEof, Self::CLOSED.into());
         }
         Ok(())
     }
 
     fn read(&mut self, socket: &mut impl Read) -> io::Result<()> {
-        self.raw.resize(READ[usize::from(self.established)], 0);
+        let room = if self.established { READ } else { READ_BEFORE };
+        self.raw.resize(room, 0);
         let n = socket.read(&mut self.raw)?;
         (self.at, self.end) = (0, n);
         if n == 0 {
             let text = match (self.established, self.clear.is_some()) {
-                (true, _) => CLOSED,
-                (_, true) => NOT_TLS,
+                (true, _) => Self::CLOSED,
+                (_, true) => Self::NOT_TLS,
                 _ => "the peer closed the connection before TLS was agreed; its log may say why",
             };
             return self.fail(ErrorKind::UnexpectedEof, text.into());
@@ -203,7 +209,7 @@ impl Session {
         match Frame::decode(clear) {
             Ok(None) => None,
             Ok(Some((Frame::Bye { text, .. }, _))) => Some(format!("it answers in clear: {text}")),
-            _ => Some(NOT_TLS.into()),
+            _ => Some(Self::NOT_TLS.into()),
         }
     }
 
@@ -234,6 +240,3 @@ pub fn is_record(first: &[u8]) -> bool {
     let version = first.get(1).is_none_or(|byte| *byte == 3);
     first.first().is_some_and(|byte| (20..=23).contains(byte)) && version
 }
-
-const CLOSED: &str = "the peer closed the connection";
-const NOT_TLS: &str = "it does not speak TLS; give both relays the same security";
