@@ -228,8 +228,7 @@ Beyond one host, in place of the last two, with files that tbusd cert has made:
   authority = "ca.pem"
 
 Examples:
-  tbusd -c tbusd.toml --check   read the file, open the maps, read the certificates, look at the
-  port; do nothing
+  tbusd -c tbusd.toml --check   read the file and all that it names, look at the port; do nothing
   tbusd -c tbusd.toml           run until SIGTERM or SIGINT
   tbusd -c tbusd.toml --status  what the running relay is doing; --json for programs
 
