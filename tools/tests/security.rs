@@ -228,7 +228,7 @@ fn a_pair_that_does_not_fit_says_so_in_both_logs() {
         }
     };
     type Change = Box<dyn Fn(&Cluster)>;
-    let cases: [(&str, &str, Change, [&str; 2]); 8] = [
+    let cases: [(&str, &str, Change, [&str; 2]); 9] = [
         (
             "authority",
             "authenticate",
@@ -296,6 +296,22 @@ fn a_pair_that_does_not_fit_says_so_in_both_logs() {
             [
                 "is allowed as tcp://127.0.0.1:9 only",
                 "is allowed as tcp://127.0.0.1:9 only",
+            ],
+        ),
+        (
+            "in-the-place-of-another",
+            "authenticate",
+            Box::new(|cluster: &Cluster| {
+                // Who is dialled there should be node 3.
+                let port = cluster.hosts[1].port;
+                let more = format!(
+                    "[[allow]]\nnode = 2\n[[allow]]\nnode = 3\nendpoint = \"tcp://127.0.0.1:{port}\"\n"
+                );
+                cluster.configure(&cluster.hosts[0], "authenticate", &more);
+            }),
+            [
+                "is node 3, says [[allow]] there, and this is node 2",
+                "by the peer: tcp://127.0.0.1:",
             ],
         ),
     ];

@@ -31,6 +31,8 @@ const KNOWN: usize = 256;
 const TURN: usize = 64;
 /// Between two looks at the files of TLS.
 const LOOK: Duration = Duration::from_secs(1);
+/// Reads in a turn from who is refused and goes on sending.
+const DISCARDS: usize = 16;
 /// No connection is taken for so long after the system had nothing for it.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Each reason for refusing an address is told once in this time.
@@ -332,14 +334,19 @@ impl Porter {
     fn hear(&mut self, mut stranger: Stranger) -> Option<Stranger> {
         let late = stranger.since.elapsed() >= FIRST_FRAME;
         if stranger.leaves {
-            let gone = loop {
+            // A few reads a turn: it may send as fast as this reads.
+            let mut gone = late;
+            for _ in 0..DISCARDS {
                 match stranger.socket.discard() {
                     Ok(1..) => {}
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => break false,
-                    _ => break true,
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                    _ => {
+                        gone = true;
+                        break;
+                    }
                 }
-            };
-            return (!gone && !late).then_some(stranger);
+            }
+            return (!gone).then_some(stranger);
         }
         let heard = self.read(&mut stranger);
         match heard {
@@ -416,11 +423,20 @@ impl Porter {
         Ok(true)
     }
 
+    fn takes_clear(&self) -> bool {
+        match &self.guard {
+            Guard::Loopback => true,
+            Guard::Tls(tls) => tls.trust.takes_clear(),
+        }
+    }
+
     /// It has said what it is.
     fn arrive(&mut self, stranger: Stranger) -> Option<Stranger> {
         let clear = stranger.socket.tls().is_none();
         let arrival = match Frame::decode(&stranger.bytes) {
-            Ok(Some((Frame::Attach(token), _))) => Arrival::Link(token, stranger.socket),
+            Ok(Some((Frame::Attach(token), _))) if !clear || self.takes_clear() => {
+                Arrival::Link(token, stranger.socket)
+            }
             _ if clear && matches!(self.guard, Guard::Tls(_)) => {
                 let Refusal { why, answer } = Refusal::said(
                     "it speaks in clear, and this relay speaks TLS; give both the same security",

@@ -51,6 +51,11 @@ pub trait Network {
         Ok(TRANSPORT_TCP)
     }
 
+    /// Whether a node that was admitted may be the relay at `endpoint`, else why not.
+    fn place(&self, _node: u32, _endpoint: &str) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Whether a link that showed the right token is what was offered over `control`, else why not.
     fn belongs(
         &self,

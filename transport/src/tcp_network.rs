@@ -13,12 +13,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tbus::grm::RelayEndpoint;
 use tracing::warn;
 
 /// Bytes read from a control connection at a time.
 const READ: usize = 1 << 14;
+/// Links that are turned away are told of as often.
+const TOLD: Duration = Duration::from_secs(1);
 
 /// A control connection.
 #[derive(Debug)]
@@ -187,6 +189,8 @@ pub struct TcpNetwork {
     local: Vec<SocketAddr>,
     controls: VecDeque<TcpControl>,
     links: VecDeque<(Token, TcpLink)>,
+    /// When it was last said that a link was turned away.
+    turned_away: Option<Instant>,
 }
 
 impl TcpNetwork {
@@ -222,6 +226,7 @@ impl TcpNetwork {
             local: known,
             controls: VecDeque::new(),
             links: VecDeque::new(),
+            turned_away: None,
         })
     }
 
@@ -321,6 +326,13 @@ impl Network for TcpNetwork {
         }
     }
 
+    fn place(&self, node: u32, endpoint: &str) -> Result<(), String> {
+        match &self.guard {
+            Guard::Loopback => Ok(()),
+            Guard::Tls(tls) => tls.trust.place(node, endpoint),
+        }
+    }
+
     fn belongs(&self, link: &TcpLink, control: &TcpControl, transport: u8) -> Result<(), String> {
         let tls = link.socket().tls();
         match (transport == TRANSPORT_TLS, tls) {
@@ -337,6 +349,11 @@ impl Network for TcpNetwork {
 
     fn turn_away(&mut self, link: TcpLink, why: &str) {
         self.door.count_refusal();
+        // Anybody can make such links, so they must not make a flood of lines in the thread that moves data.
+        if self.turned_away.is_some_and(|last| last.elapsed() < TOLD) {
+            return;
+        }
+        self.turned_away = Some(Instant::now());
         let from = link.socket().peer().map(|address| address.to_string());
         warn!(from = from.unwrap_or_default(), "a link is refused: {why}");
     }

@@ -209,6 +209,11 @@ impl Socket {
         }
     }
 
+    /// True if bytes have come that nobody waits for at the socket any more.
+    pub fn has_received(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.has_received())
+    }
+
     /// The first bytes that have come, which stay there.
     pub(crate) fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
         self.stream.peek(bytes)

@@ -144,7 +144,7 @@ impl<N: Network> Relay<N> {
             }
             return;
         }
-        if greeting.dialled.is_none() {
+        if greeting.dialled.is_none() && self.is_new(&format!("{} {text}", them.endpoint)) {
             warn!(peer = %them.endpoint, node = them.node, ?why, "a relay is refused: {text}");
         }
         self.greeted_badly(greeting, (why, text), now);
@@ -174,6 +174,14 @@ impl<N: Network> Relay<N> {
             );
             return self.not_greeted(greeting, them, (Goodbye::NoRoute, text), now);
         };
+        // Who is dialled, too, must be the one that is meant: names and addresses lead anywhere.
+        let endpoint = match dialled {
+            true => greeting.stream.control.name(),
+            false => them.endpoint.clone(),
+        };
+        if let Err(text) = self.network.place(them.node, &endpoint) {
+            return self.not_greeted(greeting, them, (Goodbye::Security, text), now);
+        }
         let peer = &self.peers[p];
         if let Some(node) = peer
             .node

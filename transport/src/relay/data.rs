@@ -27,7 +27,7 @@ impl<N: Network> Relay<N> {
             }
         }
         // That bytes have gone out, or that the link has ended, is also something to heed before a sleep.
-        !self.peers[p].later.is_empty()
+        any || !self.peers[p].later.is_empty()
     }
 
     /// Does what the events of the last poll ask for. True if there were any.

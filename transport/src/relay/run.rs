@@ -3,6 +3,7 @@
 use super::Relay;
 use super::peer::Stream;
 use crate::link::Link;
+use crate::link::socket::Socket;
 use crate::network::Control;
 use crate::session::Nanos;
 use crate::tcp_network::{TcpControl, TcpNetwork};
@@ -81,14 +82,17 @@ impl Relay<TcpNetwork> {
                     link.socket().as_fd(),
                     link.socket().waits_to_write(link.is_busy()),
                 );
-                // A ring that the link does not take waits for nothing else.
-                if !peer.waiting.is_empty() && !link.is_busy() {
+                // A ring that the link does not take waits for nothing else, nor do bytes that TLS has already.
+                if (!peer.waiting.is_empty() && !link.is_busy()) || link.socket().has_received() {
                     until = now;
                 }
             }
             if let Some(stream) = &peer.control {
                 add_stream(&mut readable, &mut writable, stream);
                 until = until.min(peer.session.due());
+                if stream.control.socket().is_some_and(Socket::has_received) {
+                    until = now;
+                }
             } else if !peer.dialling && !peer.unused {
                 until = until.min(peer.dial_due);
             }

@@ -27,6 +27,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tbus::config::{AllowedPeer, PemFiles, Security};
+use tbus::grm::RelayEndpoint;
 
 /// A certificate that ends within this time is warned about.
 pub const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -353,6 +354,35 @@ impl Trust {
             Security::Encrypt => TRANSPORT_TLS,
             _ => TRANSPORT_TCP,
         })
+    }
+}
+
+impl Trust {
+    /// Whether a node may be the relay at `endpoint`, as far as `allow` ties nodes to endpoints.
+    pub fn place(&self, node: u32, endpoint: &str) -> Result<(), String> {
+        for peer in &self.allow {
+            let Some(tied) = peer.endpoint.as_ref().map(RelayEndpoint::to_string) else {
+                continue;
+            };
+            if peer.node == node && tied != endpoint {
+                return Err(format!(
+                    "node {node} is met as {endpoint}, and is allowed as {tied} only"
+                ));
+            }
+            if peer.node != node && tied == endpoint {
+                return Err(format!(
+                    "{endpoint} is node {}, says [[allow]] there, and this is node {node}",
+                    peer.node
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any node's data comes in clear.
+    pub fn takes_clear(&self) -> bool {
+        let mut all = self.allow.iter().map(|peer| peer.security);
+        self.security == Security::Authenticate || all.any(|s| s == Security::Authenticate)
     }
 }
 

@@ -66,6 +66,11 @@ impl Session {
         &self.names
     }
 
+    /// True if bytes that were read from the socket wait here.
+    pub fn has_received(&self) -> bool {
+        self.plain > 0 || self.at < self.end
+    }
+
     /// True if ciphered bytes wait for the socket.
     pub fn has_unsent(&self) -> bool {
         self.connection.wants_write()
@@ -73,6 +78,7 @@ impl Session {
 
     fn fail<T>(&mut self, kind: ErrorKind, text: String) -> io::Result<T> {
         self.failure = Some((kind, text.clone()));
+        self.plain = 0;
         Err(io::Error::new(kind, text))
     }
 
@@ -117,12 +123,20 @@ impl Session {
         socket: &mut (impl Read + Write),
     ) -> io::Result<usize> {
         let mut got = 0;
+        let mut has_read = false;
         while got < bytes.len() {
             if self.plain > 0 {
                 let n = self.connection.reader().read(&mut bytes[got..])?;
                 self.plain -= n.min(self.plain);
                 got += n;
                 continue;
+            }
+            // Once: records may carry nothing, and a peer that sends only such must not keep everybody else waiting.
+            if self.at == self.end && std::mem::replace(&mut has_read, true) {
+                return match got {
+                    0 => Err(ErrorKind::WouldBlock.into()),
+                    got => Ok(got),
+                };
             }
             match self.more(socket) {
                 Ok(()) => {}
