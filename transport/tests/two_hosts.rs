@@ -167,7 +167,7 @@ fn a_receiver_that_does_not_read_holds_up_nobody_else() {
 /// The file of news belongs to everybody who may send: what one of them takes out of it, or could not put in, is found by
 /// the relay's own look over all rings, on both sides.
 #[test]
-fn what_nobody_tells_is_found_within_a_second() {
+fn what_nobody_tells_is_found_at_the_next_sweep() {
     let mut hosts = Hosts::new("untold", 3, 8192);
     hosts.connect();
     for host in ["1", "2"] {
@@ -183,7 +183,7 @@ fn what_nobody_tells_is_found_within_a_second() {
             received == limit
         });
         let took = begun.elapsed();
-        assert!(took < Duration::from_millis(1500), "{took:?}");
+        assert!(took < Duration::from_millis(500), "{took:?}");
     }
     // Both rings are filled; then the receiver goes on, and nobody tells of that either.
     let begun = Instant::now();

@@ -6,6 +6,9 @@ use crate::wire::Open;
 use std::collections::HashMap;
 use tbus::{Address, Cursor, Glance, MirrorWriter, NewsReader, Ring, SourceReader, Uuid};
 
+/// So many rings are swept at a time however few there are; or all of them.
+const SWEPT_AT_ONCE: usize = 1000;
+
 /// A source ring that is mirrored to a peer.
 #[derive(Debug)]
 pub(super) struct Outbound {
@@ -177,11 +180,13 @@ impl Rings {
         }
     }
 
-    /// Of the next tenth of all rings, those that have moved since they were swept last.
+    /// Of the next tenth of all rings, and of [`SWEPT_AT_ONCE`] at least, those that have moved since they were swept last. A
+    /// sender may be killed between a message and its news: where there are not many rings, that message
+    /// need not wait longer than one whose sender was killed before it woke the relay.
     pub fn next_to_sweep(&mut self) -> Vec<At> {
         let (outs, all) = (self.out.len(), self.out.len() + self.inn.len());
         let mut found = Vec::new();
-        for _ in 0..all.div_ceil(10) {
+        for _ in 0..all.div_ceil(10).max(all.min(SWEPT_AT_ONCE)) {
             self.swept += 1;
             if self.swept >= all {
                 self.swept = 0;
