@@ -6,8 +6,12 @@ use common::Hosts;
 use std::time::{Duration, Instant};
 use tbus::generation::{Change, Next};
 use tbus::manage::Manager;
-use tbus::{Bus, Error, Kind, Receiver, Ring, Sender, TryRecvError, TrySendError};
+use tbus::{Bus, Cursor, Error, Kind, Receiver, Ring, Sender, TryRecvError, TrySendError, Uuid};
+use tbus_transport::link::Link as _;
+use tbus_transport::network::{Control as _, Network as _};
 use tbus_transport::relay::status::PeerStatus;
+use tbus_transport::tcp_network::{TcpControl, TcpNetwork};
+use tbus_transport::wire::{Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN};
 
 /// Message `n`: its number, then bytes that depend on it; of many lengths.
 fn message(n: u64) -> Vec<u8> {
@@ -198,6 +202,73 @@ fn what_nobody_tells_is_found_at_the_next_sweep() {
         send(&mut sender, &mut sent, waiting + 20);
         received == waiting + 20
     });
+}
+
+/// Bytes that are under way for the one ring would land by the room of the other.
+#[test]
+fn a_slot_that_is_opened_twice_ends_the_session() {
+    let mut hosts = Hosts::new("twice", 2, 8192);
+    let settings = hosts.settings(0);
+    hosts.stop(0);
+    let mut network = TcpNetwork::listen(hosts.addresses[0], &[]).unwrap();
+    let mut control = network.dial(&common::endpoint(hosts.addresses[1]));
+    let hello = Frame::Hello(Hello {
+        protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
+        node: settings.node,
+        lease: 1,
+        capabilities: 1,
+        cluster: settings.cluster,
+        endpoint: settings.endpoint,
+    });
+    let open = |n: u32| {
+        Frame::Open(Open {
+            slot: 5,
+            attempt: 1,
+            from: common::address(1, n),
+            to: common::address(2, n),
+            source: Uuid([n as u8; 16]),
+            nonce: 7,
+            capacity: 8192,
+            head: Cursor::default(),
+            tail: Cursor::default(),
+        })
+    };
+    let say = |control: &mut TcpControl, frame: Frame| {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        control.send(&bytes);
+    };
+    say(&mut control, hello);
+    let (mut received, mut link, mut resumed, mut end) = (Vec::new(), None, 0, None);
+    hosts.until("the end of the session", |_| {
+        let _ = control.poll(&mut received); // its end comes after what it said
+        while let Some((frame, length)) = Frame::decode(&received).unwrap() {
+            received.drain(..length);
+            match frame {
+                Frame::Offer {
+                    transport,
+                    port,
+                    token,
+                } => {
+                    let made = network.connect_link(&control, transport, port, token);
+                    link = Some(made.unwrap());
+                    say(&mut control, open(1));
+                }
+                Frame::Resume(_) => {
+                    resumed += 1;
+                    say(&mut control, open(2));
+                }
+                Frame::Bye { why, text } => end = Some((why, text)),
+                _ => {}
+            }
+        }
+        if let Some(link) = &mut link {
+            link.kick();
+        }
+        end.is_some()
+    });
+    let text = "slot 5 is opened twice".to_string();
+    assert_eq!((resumed, end.unwrap()), (1, (Goodbye::Violation, text)));
 }
 
 #[test]
