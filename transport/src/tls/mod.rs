@@ -355,9 +355,7 @@ impl Trust {
             _ => TRANSPORT_TCP,
         })
     }
-}
 
-impl Trust {
     /// Whether a node may be the relay at `endpoint`, as far as `allow` ties nodes to endpoints.
     pub fn place(&self, node: u32, endpoint: &str) -> Result<(), String> {
         for peer in &self.allow {
