@@ -304,9 +304,7 @@ impl Words {
         // SAFETY: inside the mapping by the check above, aligned, an atomic to everybody.
         unsafe { self.base.add(index).as_ref() }
     }
-}
 
-impl Words {
     /// Byte `index`. A word whose bytes are used so is stored by bytes only; loading it whole finds each byte's value
     /// of some moment, on every processor that has such loads.
     ///
@@ -318,9 +316,7 @@ impl Words {
         // SAFETY: inside the mapping by the check above; accessed as an atomic only.
         unsafe { AtomicU8::from_ptr(self.base.cast::<u8>().add(index).as_ptr()) }
     }
-}
 
-impl Words {
     /// True if any of the eight words of a cache line is not 0; `line` counts such lines. Relaxed, and each word for
     /// itself. JUSTIFICATION: one check for eight loads; a relay looks through thousands of words in each pass.
     #[inline]

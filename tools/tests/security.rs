@@ -346,11 +346,7 @@ fn an_expired_certificate_is_refused_and_said_before() {
     short.not_before = (end - Duration::from_secs(3600)).into();
     short.not_after = end.into();
     let short = short.signed_by(&key, &issuer).unwrap();
-    let pem = |label: &str, der: &[u8]| {
-        use base64::Engine as _;
-        let text = base64::engine::general_purpose::STANDARD.encode(der);
-        format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
-    };
+    use tbus_tools::daemon::cert::pem;
     std::fs::write(place.join("node-2.pem"), pem("CERTIFICATE", short.der())).unwrap();
     let key = pem("PRIVATE KEY", key.serialized_der());
     std::fs::write(place.join("node-2.key"), key).unwrap();

@@ -397,7 +397,7 @@ impl Porter {
 
     /// Learns from the first bytes whether it speaks TLS, and whether it should.
     fn begin(&mut self, stranger: &mut Stranger) -> Result<bool, Refusal> {
-        // One byte is enough: no first frame of a relay has a length like it.
+        // One byte decides: in clear only a HELLO with 242 to 245 bytes of names has such a length.
         let mut first = [0; 1];
         match stranger.socket.peek(&mut first) {
             Ok(0) => return Err(Refusal::silent("it was closed without a word".into())),

@@ -1,6 +1,8 @@
 //! The contract of links, as `link/mod.rs` states it, tried over every link: TCP over loopback, in clear and with TLS, and both
 //! characters of the simulated one. A link is added by a [`Fixture`] and a line at the end.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use std::fs::Permissions;
 use std::io::{Read, Write};
@@ -115,18 +117,7 @@ fn pem_files(directory: &Path) -> PemFiles {
     let own = CertificateParams::new(names).unwrap();
     let own = own.signed_by(&key, &issuer).unwrap();
     let write = |name: &str, label: &str, der: &[u8]| {
-        // In base64 by hand: three bytes are four letters.
-        let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut text = String::new();
-        for part in der.chunks(3) {
-            let bits = (0..3).fold(0, |bits, n| {
-                bits << 8 | usize::from(*part.get(n).unwrap_or(&0))
-            });
-            for n in 0..4 {
-                let letter = letters[bits >> (18 - 6 * n) & 63];
-                text.push(if n > part.len() { '=' } else { letter.into() });
-            }
-        }
+        let text = STANDARD.encode(der);
         let path = directory.join(name);
         let pem = format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n");
         std::fs::write(&path, pem).unwrap();

@@ -49,7 +49,8 @@ fn failed(what: &str, path: &Path, why: impl Display) -> Failure {
     Failure::Other(format!("{what} {}: {why}", path.display()))
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+/// DER as PEM.
+pub fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut pem = format!("-----BEGIN {label}-----\n");
     for line in text.as_bytes().chunks(64) {

@@ -4,6 +4,7 @@
 use super::Result;
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -49,20 +50,22 @@ pub fn make_hosts(scratch: &Path, capacity: u64, ports: [u16; 2]) -> Result<()> 
     Ok(())
 }
 
-/// Two ports that nobody listens at now. Not of the range that connections take theirs from: a port stays free while its
-/// relay is dead, and whoever dials it meanwhile cannot meet himself.
-pub fn free_ports() -> Result<[u16; 2]> {
-    let mut free = Vec::new();
+/// A port that nobody listens at, and that is not among those `given` before. Not of the range that connections take theirs
+/// from: it stays free while its relay is dead, and whoever dials it meanwhile cannot meet himself.
+pub fn free_port(given: &mut BTreeSet<u16>) -> Result<u16> {
     for _ in 0..1000 {
         let port = 10_000 + (tbus::random() % 20_000) as u16;
-        if !free.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            free.push(port);
-        }
-        if let [a, b] = free[..] {
-            return Ok([a, b]);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && given.insert(port) {
+            return Ok(port);
         }
     }
-    Err("no two free TCP ports of 127.0.0.1 among a thousand of 10000 to 29999".into())
+    Err("no free TCP port of 127.0.0.1 among a thousand of 10000 to 29999".into())
+}
+
+/// Two of them.
+pub fn free_ports() -> Result<[u16; 2]> {
+    let mut given = BTreeSet::new();
+    Ok([free_port(&mut given)?, free_port(&mut given)?])
 }
 
 /// The application's two ends on a host.

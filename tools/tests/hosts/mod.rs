@@ -5,7 +5,6 @@
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -181,17 +180,11 @@ impl Drop for Scratch {
     }
 }
 
-/// A port that nobody listens at, and that this process was not given before. Not of the range that connections take
-/// theirs from: it stays free while its relay is dead, and whoever dials it meanwhile cannot meet himself.
+/// A port that nobody listens at, and that this process was not given before.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(|e| e.into_inner());
-    loop {
-        let port = 10_000 + (tbus::random() % 20_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() && given.insert(port) {
-            return port;
-        }
-    }
+    tbus_tools::perf::remote::free_port(&mut given).unwrap()
 }
 
 /// Channels between the hosts `a` and `b`: a.0.h.l – b.0.h.l for n = h * 256 + l.

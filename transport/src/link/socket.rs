@@ -1,5 +1,5 @@
 //! Non-blocking TCP sockets that read and write ring memory: the only raw addresses of the TCP link. In clear the kernel copies
-//! from and to the rings; with TLS there is one copy more on either side, between ring and cipher.
+//! from and to the rings; with TLS bytes are copied between ring and cipher.
 
 use crate::tls::Session;
 use nix::sys::socket::{

@@ -154,8 +154,7 @@ impl TcpLink {
             let mut skip = self.begun;
             for queued in self.queue.iter_mut().take(MAX_GATHER / 2) {
                 queued.header = queued.chunk.encode();
-            }
-            for queued in self.queue.iter().take(MAX_GATHER / 2) {
+                let queued = &*queued;
                 let header = &queued.header[skip.min(CHUNK_HEADER)..];
                 gather.bytes(header);
                 wanted += header.len();

@@ -249,7 +249,7 @@ impl Session {
     }
 }
 
-/// True if a connection that begins so speaks TLS. No first frame of a relay begins so.
+/// True if a connection that begins so speaks TLS.
 pub fn is_record(first: &[u8]) -> bool {
     let version = first.get(1).is_none_or(|byte| *byte == 3);
     first.first().is_some_and(|byte| (20..=23).contains(byte)) && version
