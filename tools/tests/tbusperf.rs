@@ -676,6 +676,14 @@ fn two_hosts_are_measured_beside_bare_tcp() {
         ("lat --remote", "two tbusd"),
         ("rate --remote --embedded", "embedded relays"),
         ("rate --remote --transport tcp", "two tbusd"),
+        (
+            "lat --remote --embedded --security encrypt",
+            "embedded relays, security encrypt",
+        ),
+        (
+            "rate --remote --security authenticate",
+            "two tbusd, security authenticate",
+        ),
     ] {
         let result = place.json(&format!("{arguments} --size 64 --count 50 --rounds 1"));
         let named = result["settings"]["channel"].as_str().unwrap();
@@ -692,7 +700,11 @@ fn two_hosts_are_measured_beside_bare_tcp() {
         let median = row["figures"][figure]["median"].as_f64();
         assert!(median > Some(0.0), "{row:#}");
     }
-    for arguments in ["lat --embedded", "rate --transport tcp"] {
+    for arguments in [
+        "lat --embedded",
+        "rate --transport tcp",
+        "lat --security none",
+    ] {
         assert!(place.refused(arguments, 2).contains("--remote"));
     }
     for transport in ["verbs", "ucx"] {

@@ -48,7 +48,8 @@ pub enum Security {
 }
 
 impl Security {
-    const ALL: [(&str, Security); 3] = [
+    /// All of them by name.
+    pub const ALL: [(&str, Security); 3] = [
         ("encrypt", Security::Encrypt),
         ("authenticate", Security::Authenticate),
         ("none", Security::None),
@@ -58,6 +59,12 @@ impl Security {
     pub fn name(self) -> &'static str {
         let (name, _) = Security::ALL[self as usize];
         name
+    }
+
+    /// The one of this name.
+    pub fn by_name(name: &str) -> Option<Security> {
+        let mut all = Security::ALL.into_iter();
+        all.find_map(|(known, security)| (known == name).then_some(security))
     }
 }
 

@@ -2,10 +2,11 @@
 //! knows [`End`] only, so another way to connect them is written here.
 
 use super::Result;
-use super::remote::{Daemon, Embedded, RawTcp, attach, free_ports, make_hosts};
+use super::remote::{Daemon, Embedded, RawTcp, attach, free_ports, make_certificates, make_hosts};
 use super::scratch::Scratch;
 use std::path::Path;
 use std::time::Duration;
+use tbus::config::Security;
 use tbus::{
     Address, Directory, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
 };
@@ -17,19 +18,25 @@ pub enum Way {
     #[default]
     Local,
     /// Two hosts on this machine, with relays over TCP in the two processes' own loops.
-    Embedded,
+    Embedded(Security),
     /// Two hosts on this machine, with a `tbusd` each over TCP.
-    Daemons,
+    Daemons(Security),
 }
 
 impl Way {
     /// For people and for files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Way::Local => "local",
-            Way::Embedded => "remote, tcp on loopback, embedded relays",
-            Way::Daemons => "remote, tcp on loopback, two tbusd",
+    pub fn name(self) -> String {
+        let (relays, security) = match self {
+            Way::Local => return "local".into(),
+            Way::Embedded(security) => ("embedded relays", security),
+            Way::Daemons(security) => ("two tbusd", security),
+        };
+        let mut name = format!("remote, tcp on loopback, {relays}");
+        // As results were named before there was another.
+        if security != Security::None {
+            name += &format!(", security {}", security.name());
         }
+        name
     }
 }
 
@@ -56,7 +63,8 @@ pub struct End {
 pub fn open_first(scratch: &Scratch, capacity: u64, way: Way) -> Result<(End, Vec<String>)> {
     match way {
         Way::Local => open_local(scratch, capacity),
-        Way::Embedded | Way::Daemons => open_remote(scratch, capacity, way),
+        Way::Embedded(security) => open_remote(scratch, capacity, security, true),
+        Way::Daemons(security) => open_remote(scratch, capacity, security, false),
     }
 }
 
@@ -73,27 +81,26 @@ fn open_local(scratch: &Scratch, capacity: u64) -> Result<(End, Vec<String>)> {
     Ok((end, vec![there.uuid().to_string(), back.uuid().to_string()]))
 }
 
-fn open_remote(scratch: &Scratch, capacity: u64, way: Way) -> Result<(End, Vec<String>)> {
+fn open_remote(
+    scratch: &Scratch,
+    capacity: u64,
+    security: Security,
+    embedded: bool,
+) -> Result<(End, Vec<String>)> {
     let (path, ports) = (scratch.directory().path(), free_ports()?);
     make_hosts(path, capacity, ports)?;
+    make_certificates(path, security)?;
     let (raw, address) = RawTcp::listen()?;
-    let daemons = match way {
-        Way::Daemons => [0, 1]
-            .map(|host| Daemon::start(path, host, ports, None))
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?,
-        _ => Vec::new(),
-    };
-    let end = End::remote(
-        path,
-        0,
-        (way == Way::Embedded).then_some(ports),
-        raw,
-        daemons,
-    )?;
+    let mut daemons = Vec::new();
+    if !embedded {
+        for host in 0..2 {
+            daemons.push(Daemon::start(path, host, ports, security)?);
+        }
+    }
+    let end = End::remote(path, 0, embedded.then_some((ports, security)), raw, daemons)?;
     let mut arguments = vec![address.to_string()];
     arguments.extend(ports.map(|port| port.to_string()));
-    arguments.push((way == Way::Embedded).to_string());
+    arguments.extend([security.name().to_string(), embedded.to_string()]);
     Ok((end, arguments))
 }
 
@@ -108,11 +115,11 @@ pub fn open_second(directory: &Path, arguments: &[String]) -> Result<End> {
             };
             End::local(&open(outgoing)?, &open(incoming)?)
         }
-        [raw, first, second, embedded] => {
+        [raw, first, second, security, embedded] => {
             let ports = [first.parse()?, second.parse()?];
-            let embedded: bool = embedded.parse()?;
-            let raw = RawTcp::connect(raw)?;
-            End::remote(directory, 1, embedded.then_some(ports), raw, Vec::new())
+            let security = Security::by_name(security).ok_or("no such security")?;
+            let relay = embedded.parse::<bool>()?.then_some((ports, security));
+            End::remote(directory, 1, relay, RawTcp::connect(raw)?, Vec::new())
         }
         _ => Err("the channel is missing".into()),
     }
@@ -135,13 +142,13 @@ impl End {
     fn remote(
         scratch: &Path,
         host: usize,
-        embedded: Option<[u16; 2]>,
+        embedded: Option<([u16; 2], Security)>,
         raw: RawTcp,
         daemons: Vec<Daemon>,
     ) -> Result<End> {
         let (bus, sender, receiver) = attach(scratch, host)?;
         let relay = embedded
-            .map(|ports| Embedded::new(bus, host, ports))
+            .map(|(ports, security)| Embedded::new(scratch, bus, host, ports, security))
             .transpose()?;
         Ok(End {
             sender,

@@ -7,10 +7,12 @@ use super::report::Kind;
 use super::run::Outputs;
 use super::{Result, compare, demo, remote, status, worker};
 use crate::manual::Manual;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tbus::config::Security;
 
 /// What its man pages have beyond the options.
 pub const MANUAL: Manual = Manual {
@@ -90,6 +92,10 @@ pub const MANUAL: Manual = Manual {
                 (
                     "tbusperf lat --remote --embedded",
                     "over TCP to another host (both are this machine)",
+                ),
+                (
+                    "tbusperf lat --remote --security encrypt",
+                    "the same between two tbusd that speak TLS",
                 ),
                 (
                     "tbusperf lat --json > lat.json",
@@ -211,11 +217,7 @@ enum Command {
     DemoPeer { directory: PathBuf, side: usize },
     /// A relay of the demonstration or of a measurement: what tbusd is
     #[command(hide = true)]
-    Relay {
-        file: PathBuf,
-        #[arg(long, value_parser = humantime::parse_duration)]
-        spin: Option<Duration>,
-    },
+    Relay { file: PathBuf },
     /// The second process of a measurement
     #[command(hide = true)]
     Worker {
@@ -272,6 +274,11 @@ struct Channel {
     /// Run the relays in the two processes' own loops, not as two tbusd
     #[arg(long, requires = "remote")]
     embedded: bool,
+    /// How the relays make sure of each other; data has TLS with `encrypt` only. The limit is in clear
+    #[arg(long, requires = "remote", value_name = "MODE", default_value = "none",
+        value_parser = PossibleValuesParser::new(Security::ALL.map(|(name, _)| name))
+            .map(|name| Security::by_name(&name).unwrap_or_default()))]
+    security: Security,
 }
 
 /// A transport that this version has.
@@ -286,8 +293,8 @@ impl Channel {
         let TransportName::Tcp = self.transport;
         match (self.remote, self.embedded) {
             (false, _) => Way::Local,
-            (true, true) => Way::Embedded,
-            (true, false) => Way::Daemons,
+            (true, true) => Way::Embedded(self.security),
+            (true, false) => Way::Daemons(self.security),
         }
     }
 }
@@ -361,7 +368,7 @@ fn run(cli: Cli) -> Result<bool> {
     match cli.command {
         Command::Demo => return demo::run(),
         Command::DemoPeer { directory, side } => demo::run_peer(&directory, side.min(1)),
-        Command::Relay { file, spin } => remote::run_relay(&file, spin),
+        Command::Relay { file } => remote::run_relay(&file),
         Command::Limit(a) => {
             let channel = Channel {
                 size: a.size,
@@ -372,6 +379,7 @@ fn run(cli: Cli) -> Result<bool> {
                 remote: false,
                 transport: TransportName::Tcp,
                 embedded: false,
+                security: Security::None,
             };
             measure(Kind::Limit, channel, None, a.common, a.hgrm)
         }

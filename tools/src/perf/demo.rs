@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use tbus::config::Security;
 use tbus::{Receiver, Sender, TryRecvError, TrySendError};
 
 /// Messages each way in the stream, and after it one at a time for the latency.
@@ -340,7 +341,7 @@ pub fn run() -> Result<bool> {
     make_hosts(&path, CAPACITY, ports)?;
     let audit = Audit::open(&scratch.join("audit"), ALL as usize)?;
     let begun = Instant::now();
-    let relay = |host: usize| Daemon::start(&path, host, ports, None);
+    let relay = |host: usize| Daemon::start(&path, host, ports, Security::None);
     let mut relays = [relay(0)?, relay(1)?];
     let start = |side: usize| Process::start(&scratch, side);
     let mut processes = [start(0)?, start(1)?];

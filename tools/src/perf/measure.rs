@@ -123,7 +123,7 @@ impl Run<'_> {
                 .as_secs(),
             machine: Machine::this(),
             settings: Settings {
-                channel: options.way.name().into(),
+                channel: options.way.name(),
                 ring_bytes: options.capacity,
                 cpus: options.cpus,
                 rounds: options.rounds,

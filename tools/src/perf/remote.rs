@@ -2,6 +2,7 @@
 //! and a bare TCP connection beside them, which is the limit.
 
 use super::Result;
+use crate::daemon::cert::{self, Authority, NodeCertificate};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use tbus::config::parse_channels;
+use tbus::config::{PemFiles, Security, parse_channels};
 use tbus::grm::{RelayEndpoint, Route, Transport};
 use tbus::manage::Manager;
 use tbus::manage_routes::RouteManager;
@@ -18,9 +19,12 @@ use tbus::{Address, Bus, Receiver, Sender};
 use tbus_transport::relay::run::Clock;
 use tbus_transport::relay::{Relay, Settings};
 use tbus_transport::tcp_network::TcpNetwork;
+use tbus_transport::tls::{Tls, Trust};
 
 /// The ends of the channel, on host 0 and host 1.
 const ADDRESSES: [Address; 2] = [Address(0x101), Address(0x201)];
+/// Their cluster.
+const CLUSTER: &str = "tbusperf";
 /// Two relays on one idle machine find each other in milliseconds.
 const CONNECT: Duration = Duration::from_secs(20);
 
@@ -48,6 +52,39 @@ pub fn make_hosts(scratch: &Path, capacity: u64, ports: [u16; 2]) -> Result<()> 
         RouteManager::create_at(base.join("tbus.2"), &routes, Duration::ZERO)?.apply(&routes)?;
     }
     Ok(())
+}
+
+/// Makes what both hosts' relays need for `security`.
+pub fn make_certificates(scratch: &Path, security: Security) -> Result<()> {
+    if security == Security::None {
+        return Ok(());
+    }
+    let ca = scratch.join("ca");
+    cert::make_authority(&Authority {
+        out: ca.clone(),
+        cluster: CLUSTER.into(),
+        days: 1,
+    })
+    .map_err(|e| e.to_string())?;
+    for host in 0..2 {
+        cert::make_node(&NodeCertificate {
+            ca: ca.clone(),
+            node: host as u32 + 1,
+            out: scratch.join(format!("host{host}")),
+            days: 1,
+        })
+        .map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+fn files_of(scratch: &Path, host: usize) -> PemFiles {
+    let directory = scratch.join(format!("host{host}"));
+    PemFiles {
+        certificate: directory.join(format!("node-{}.pem", host + 1)),
+        private_key: directory.join(format!("node-{}.key", host + 1)),
+        authority: directory.join("ca.pem"),
+    }
 }
 
 /// A port that nobody listens at, and that is not among those `given` before. Not of the range that connections take theirs
@@ -91,7 +128,13 @@ impl std::fmt::Debug for Embedded {
 
 impl Embedded {
     /// The relay of `host`.
-    pub fn new(bus: Bus, host: usize, ports: [u16; 2]) -> Result<Embedded> {
+    pub fn new(
+        scratch: &Path,
+        bus: Bus,
+        host: usize,
+        ports: [u16; 2],
+        security: Security,
+    ) -> Result<Embedded> {
         let endpoint = |host: usize| RelayEndpoint {
             host: "127.0.0.1".into(),
             port: ports[host],
@@ -105,10 +148,21 @@ impl Embedded {
         };
         let settings = Settings {
             node: host as u32 + 1,
-            cluster: "tbusperf".into(),
+            cluster: CLUSTER.into(),
             endpoint: endpoint(host).to_string(),
         };
-        let network = TcpNetwork::listen(SocketAddr::from(([127, 0, 0, 1], ports[host])), &[])?;
+        let address = SocketAddr::from(([127, 0, 0, 1], ports[host]));
+        let network = match security {
+            Security::None => TcpNetwork::listen(address, &[])?,
+            _ => {
+                let trust = Trust {
+                    cluster: CLUSTER.into(),
+                    security,
+                    allow: Vec::new(),
+                };
+                TcpNetwork::listen_with(address, &[], Tls::new(files_of(scratch, host), trust)?)?
+            }
+        };
         Ok(Embedded {
             relay: Relay::new(settings, bus, vec![route], network)?,
             clock: Clock::default(),
@@ -139,10 +193,9 @@ impl Embedded {
 }
 
 /// The body of a relay process: what `tbusd` does, without its log.
-pub fn run_relay(file: &Path, spin: Option<Duration>) -> Result<()> {
+pub fn run_relay(file: &Path) -> Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
-    let options = crate::daemon::Options { spin };
-    crate::daemon::run(file, &options).map_err(|e| e.to_string().into())
+    crate::daemon::run(file, &crate::daemon::Options::default()).map_err(|e| e.to_string().into())
 }
 
 /// A relay process, ended with this.
@@ -150,20 +203,28 @@ pub fn run_relay(file: &Path, spin: Option<Duration>) -> Result<()> {
 pub struct Daemon(Child);
 
 impl Daemon {
-    /// Starts a relay for `host`; `spin`: how long it polls.
+    /// Starts a relay for `host`.
     pub fn start(
         scratch: &Path,
         host: usize,
         ports: [u16; 2],
-        spin: Option<&str>,
+        security: Security,
     ) -> Result<Daemon> {
         let file = scratch.join(format!("host{host}.toml"));
-        let text = format!(
-            "cluster = \"tbusperf\"\nnode = {}\ngcim_key = 1\nrelay_key = 2\nlisten = \"127.0.0.1:{}\"\n\
-             metrics = \"none\"\nsecurity = \"none\"\n",
+        let mut text = format!(
+            "cluster = \"{CLUSTER}\"\nnode = {}\ngcim_key = 1\nrelay_key = 2\nlisten = \"127.0.0.1:{}\"\n\
+             metrics = \"none\"\nsecurity = \"{}\"\n",
             host + 1,
-            ports[host]
+            ports[host],
+            security.name()
         );
+        if security != Security::None {
+            let files = files_of(scratch, host);
+            text += &format!(
+                "certificate = {:?}\nprivate_key = {:?}\nauthority = {:?}\n",
+                files.certificate, files.private_key, files.authority
+            );
+        }
         std::fs::write(&file, text)?;
         // This executable knows how to be one, so that it needs no other.
         let mut command = Command::new(std::env::current_exe()?);
@@ -171,9 +232,6 @@ impl Daemon {
             .arg("relay")
             .arg(&file)
             .env("TBUS_SHM_DIR", scratch.join(format!("host{host}")));
-        if let Some(spin) = spin {
-            command.args(["--spin", spin]);
-        }
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         Ok(Daemon(child))
     }
