@@ -1,0 +1,61 @@
+//! Makes the bindings that are checked in, from the headers of this system.
+
+mod rdma;
+
+use std::error::Error;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+const USAGE: &str = "Usage: cargo run --manifest-path xtask/Cargo.toml -- bindings [DIRECTORY]
+
+Writes the bindings of libibverbs and librdmacm to DIRECTORY (default: where they are checked in). Needs the headers
+(Debian: libibverbs-dev, librdmacm-dev) and libclang (libclang-dev).
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let directory = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["bindings"] => {
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../transport/rdma-sys/src/bindings")
+        }
+        ["bindings", directory] => PathBuf::from(directory),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match rdma::bindings().and_then(|files| write(&directory, files)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(directory: &Path, files: Vec<(&str, String)>) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(directory)?;
+    for (name, text) in files {
+        std::fs::write(directory.join(name), formatted(&text)?)?;
+    }
+    Ok(())
+}
+
+/// As `cargo fmt` leaves it, which checks these files too.
+fn formatted(text: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut rustfmt = Command::new("rustfmt")
+        .args(["--edition", "2024"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut input = rustfmt.stdin.take().ok_or("rustfmt takes no input")?;
+    // It reads to the end before it writes, so this does not block on a full pipe.
+    input.write_all(text.as_bytes())?;
+    drop(input);
+    let output = rustfmt.wait_with_output()?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err("rustfmt failed".into()),
+    }
+}
