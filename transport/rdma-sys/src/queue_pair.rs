@@ -326,7 +326,11 @@ impl QueuePair {
             self.work[last].send_flags |= ibv_send_flags::IBV_SEND_SIGNALED.0;
             self.signalled = number;
         }
-        self.work[last].wr_id = self.work_id(false, number).encode();
+        // All of them the last's, for one that fails is told without being signalled.
+        let id = self.work_id(false, number).encode();
+        self.work[..count]
+            .iter_mut()
+            .for_each(|work| work.wr_id = id);
         self.post_chain(count)?;
         self.posted = number;
         Ok(Some(number))
@@ -459,6 +463,9 @@ impl QueuePair {
         if std::mem::replace(&mut self.ended, true) {
             return Ok(());
         }
+        // Each queue has room for one request more, which is the last to be done. That to receive is posted before: soft-RoCE
+        // looks at receives when something comes or the state changes.
+        self.post_receive(0, true)?;
         // SAFETY: all zeros is valid: numbers.
         let mut attributes: ibv_qp_attr = unsafe { std::mem::zeroed() };
         attributes.qp_state = ibv_qp_state::IBV_QPS_ERR;
@@ -469,7 +476,7 @@ impl QueuePair {
             ib.ibv_modify_qp(self.raw.raw.as_ptr(), &raw mut attributes, mask)
         };
         check_number("ibv_modify_qp", result)?;
-        // The one request more for which each queue has room: flushed last.
+        // That to send is posted after: before, a queue pair that was never connected would not take it.
         let mut id = self.work_id(false, self.posted);
         id.last = true;
         let mut work = request(ibv_wr_opcode::IBV_WR_RDMA_WRITE);
@@ -483,8 +490,7 @@ impl QueuePair {
                 .data_path
                 .post_send(queue_pair, &raw mut work, &mut bad)
         };
-        check_number("ibv_post_send", result)?;
-        self.post_receive(0, true)
+        check_number("ibv_post_send", result)
     }
 
     /// [Ends](QueuePair::end) it, and polls until nothing is left with the device, handing out what else is done, also of other
