@@ -2,7 +2,7 @@
 
 use crate::bindings::verbs::*;
 use crate::connection::{ConnectionId, Id, without_waiting};
-use crate::error::{Error, Result, check_number, report};
+use crate::error::{Error, Result, check_number, drop_it};
 use crate::inline::DataPath;
 use crate::library::text;
 use crate::queue_pair::Name;
@@ -37,17 +37,23 @@ unsafe impl Sync for Queue {}
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: live; queue pairs that use it keep it, so there are none. No event of it is unacknowledged.
-        let result = unsafe { self.wakeups.id.verbs.ib.ibv_destroy_cq(self.raw()) };
-        report(check_number("ibv_destroy_cq", result));
+        let verbs = self.wakeups.id.verbs;
+        drop_it(verbs, "ibv_destroy_cq", || {
+            // SAFETY: live; queue pairs that use it keep it, so there are none. No event of it is unacknowledged.
+            let result = unsafe { verbs.ib.ibv_destroy_cq(self.raw()) };
+            check_number("ibv_destroy_cq", result)
+        });
     }
 }
 
 impl Drop for Wakeups {
     fn drop(&mut self) {
-        // SAFETY: live, and its queue is gone.
-        let result = unsafe { self.id.verbs.ib.ibv_destroy_comp_channel(self.raw.as_ptr()) };
-        report(check_number("ibv_destroy_comp_channel", result));
+        let verbs = self.id.verbs;
+        drop_it(verbs, "ibv_destroy_comp_channel", || {
+            // SAFETY: live, and its queue is gone.
+            let result = unsafe { verbs.ib.ibv_destroy_comp_channel(self.raw.as_ptr()) };
+            check_number("ibv_destroy_comp_channel", result)
+        });
     }
 }
 

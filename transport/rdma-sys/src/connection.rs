@@ -9,7 +9,7 @@
 
 use crate::bindings::rdmacm::*;
 use crate::bindings::verbs::ibv_context;
-use crate::error::{Error, Result, check, report};
+use crate::error::{Error, Result, check, drop_it};
 use crate::library::{Verbs, text};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
@@ -216,9 +216,11 @@ unsafe impl Sync for Id {}
 
 impl Drop for Id {
     fn drop(&mut self) {
-        // SAFETY: live, and nobody uses it any more. No event of it is unacknowledged for longer than a copy takes.
-        let result = unsafe { self.verbs.cm.rdma_destroy_id(self.raw.as_ptr()) };
-        report(check("rdma_destroy_id", result));
+        drop_it(self.verbs, "rdma_destroy_id", || {
+            // SAFETY: live, and nobody uses it any more. No event of it is unacknowledged for longer than a copy takes.
+            let result = unsafe { self.verbs.cm.rdma_destroy_id(self.raw()) };
+            check("rdma_destroy_id", result)
+        });
     }
 }
 
@@ -229,12 +231,12 @@ impl Id {
 
     /// Null before a device is found.
     pub fn raw_context(&self) -> *mut ibv_context {
-        // SAFETY: live; the field is set before the event that tells of it is given out, and not changed after.
+        // SAFETY: live; the field is set while an event is taken, and not changed after.
         unsafe { (*self.raw()).verbs }
     }
 
     pub fn context(&self, wanted_by: &'static str) -> Result<NonNull<ibv_context>> {
-        NonNull::new(self.raw_context()).ok_or_else(|| {
+        NonNull::new(self.between_events(|| self.raw_context())).ok_or_else(|| {
             let why = "the connection has no device yet: resolve its address first";
             Error::invalid(wanted_by, why)
         })

@@ -1,5 +1,6 @@
 //! What went wrong, to what, and the mend.
 
+use crate::library::Verbs;
 use std::fmt;
 use std::io;
 
@@ -99,9 +100,13 @@ pub(crate) fn check_number(call: &'static str, result: i32) -> Result<()> {
     }
 }
 
-/// For drops, which cannot hand an error on. Nothing may be left in silence: what was not destroyed is still in the kernel.
-pub(crate) fn report(result: Result<()>) {
-    if let Err(error) = result {
+/// For drops, which cannot hand an error on: destroys what `call` is for, unless it is another process's. Nothing may be left
+/// in silence, for what was not destroyed is still in the kernel.
+pub(crate) fn drop_it(verbs: &Verbs, call: &'static str, destroy: impl FnOnce() -> Result<()>) {
+    if verbs.own(call).is_err() {
+        return;
+    }
+    if let Err(error) = destroy() {
         tracing::error!("left in the kernel until this process ends: {error}");
     }
 }

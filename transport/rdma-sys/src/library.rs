@@ -3,7 +3,7 @@
 use crate::bindings::rdmacm::Rdmacm;
 use crate::bindings::verbs::Ibverbs;
 use crate::connection::EventChannel;
-use crate::error::Unavailable;
+use crate::error::{Error, Unavailable};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use std::error::Error as _;
@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 pub struct Verbs {
     pub(crate) ib: Ibverbs,
     pub(crate) cm: Rdmacm,
+    process: u32,
 }
 
 impl std::fmt::Debug for Verbs {
@@ -40,7 +41,11 @@ impl Verbs {
         let ib = unsafe { Ibverbs::from_library(ib) }.map_err(|error| too_old(ibverbs, &error))?;
         // SAFETY: the same.
         let cm = unsafe { Rdmacm::from_library(cm) }.map_err(|error| too_old(rdmacm, &error))?;
-        let verbs = Verbs { ib, cm };
+        let verbs = Verbs {
+            ib,
+            cm,
+            process: std::process::id(),
+        };
         // Kernels before 5.12 would give the pages of queues to whichever of parent and child writes first, and cards would go
         // on with the other copy. On later ones it does nothing. To be called before anything is registered.
         // SAFETY: takes nothing.
@@ -50,6 +55,17 @@ impl Verbs {
                 "ibv_fork_init: {}: this process may already use RDMA in another way",
                 std::io::Error::from_raw_os_error(number)
             ))),
+        }
+    }
+
+    /// For whoever destroys `call`'s part: a forked child has its parent's descriptors, and would destroy what the parent uses.
+    pub(crate) fn own(&self, call: &'static str) -> Result<(), Error> {
+        match self.process == std::process::id() {
+            true => Ok(()),
+            false => Err(Error::invalid(
+                call,
+                "it is the process's that this one was forked from",
+            )),
         }
     }
 

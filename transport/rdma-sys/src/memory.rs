@@ -2,7 +2,7 @@
 
 use crate::bindings::verbs::*;
 use crate::connection::{ConnectionId, Id};
-use crate::error::{Error, Result, check_number, report};
+use crate::error::{Error, Result, check_number, drop_it};
 use crate::library::locked_memory;
 use nix::sys::resource::{Resource, getrlimit};
 use std::any::Any;
@@ -26,9 +26,12 @@ unsafe impl Sync for Domain {}
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        // SAFETY: live; regions and queue pairs of it keep it, so there are none.
-        let result = unsafe { self.id.verbs.ib.ibv_dealloc_pd(self.raw.as_ptr()) };
-        report(check_number("ibv_dealloc_pd", result));
+        let verbs = self.id.verbs;
+        drop_it(verbs, "ibv_dealloc_pd", || {
+            // SAFETY: live; regions and queue pairs of it keep it, so there are none.
+            let result = unsafe { verbs.ib.ibv_dealloc_pd(self.raw()) };
+            check_number("ibv_dealloc_pd", result)
+        });
     }
 }
 
@@ -147,6 +150,7 @@ impl Region {
 
     /// Takes the memory away from the device. Once this has returned, nobody's request reaches it any more.
     pub fn deregister(mut self) -> Result<()> {
+        self.domain.id.verbs.own("ibv_dereg_mr")?;
         self.end()
     }
 
@@ -161,7 +165,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         if self.live {
-            report(self.end());
+            drop_it(self.domain.id.verbs, "ibv_dereg_mr", || self.end());
         }
     }
 }

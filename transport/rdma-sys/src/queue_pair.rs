@@ -3,7 +3,7 @@
 use crate::bindings::verbs::*;
 use crate::completion::{Outcome, Received, WorkId};
 use crate::connection::{ConnectionId, Id};
-use crate::error::{Error, Result, check, check_number, report};
+use crate::error::{Error, Result, check, check_number, drop_it};
 use crate::inline::DataPath;
 use crate::memory::Domain;
 use crate::{Access, Completion, CompletionQueue, ProtectionDomain, Region};
@@ -134,7 +134,7 @@ impl RawQueuePair {
 impl Drop for RawQueuePair {
     fn drop(&mut self) {
         if self.live {
-            report(self.destroy());
+            drop_it(self.id.verbs, "ibv_destroy_qp", || self.destroy());
         }
     }
 }
@@ -517,6 +517,7 @@ impl QueuePair {
 
     /// Destroys it. Once this has returned, nothing of it can land on either side any more; without that, nobody may go on as if.
     pub fn destroy(mut self) -> Result<()> {
+        self.raw.id.verbs.own("ibv_destroy_qp")?;
         self.raw.destroy()
     }
 }

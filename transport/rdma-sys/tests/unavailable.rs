@@ -11,8 +11,16 @@ const REASONS: &[(&str, &str)] = &[
     ("bytes are to be registered", "LimitMEMLOCK=infinity"),
 ];
 
+/// That nothing of them is linked: a program starts where they are not installed.
+fn loaded() -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.contains("libibverbs") || maps.contains("librdmacm")
+}
+
 #[test]
 fn what_is_missing_is_said_with_the_mend() {
+    assert!(!loaded());
+    assert_eq!(Verbs::load().is_ok(), loaded());
     match Verbs::load().and_then(|verbs| verbs.probe(4096)) {
         Ok(names) => assert!(names.iter().all(|name| !name.is_empty()), "{names:?}"),
         Err(unavailable) => {

@@ -276,6 +276,39 @@ fn the_end_of_one_side_is_told_to_the_other() {
 
 #[test]
 #[ignore = "needs an RDMA device: ci/rxe run"]
+fn a_forked_child_destroys_nothing_of_its_parent() {
+    let _alone = ends::alone();
+    let (mut sender, mut receiver) = connect(LIMITS, [1; 16]);
+    let memory = Memory::tmpfs(4096);
+    let source = memory.register(&sender.domain, Access::Source);
+    let mirror = memory.register(&receiver.domain, Access::Mirror);
+    let counts = resources();
+    // SAFETY: the child does no more than drop what it has got, and ends.
+    match unsafe { libc::fork() } {
+        0 => {
+            let refused = source.deregister().is_err() && sender.pair.destroy().is_err();
+            drop((mirror, sender.id, sender.domain, sender.queue, receiver));
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(if refused { 7 } else { 1 }) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: status is valid for writing.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(libc::WEXITSTATUS(status), 7);
+        }
+    }
+    assert_eq!(resources(), counts);
+    let all = write(&source, 0, 4096, &mirror);
+    sender
+        .pair
+        .post(&[all], Notice::Send(b"still there"), true)
+        .unwrap();
+    assert_eq!(receiver.message(), b"still there");
+}
+
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
 fn who_is_not_wanted_is_told() {
     let _alone = ends::alone();
     let verbs = Verbs::load().unwrap();
