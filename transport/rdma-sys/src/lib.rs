@@ -44,6 +44,7 @@ pub mod queue_pair;
 
 pub use completion::{Completion, CompletionQueue, Outcome, Received, Status};
 pub use connection::{ConnectionId, Event, EventChannel, EventKind};
+pub use device::Device;
 pub use error::{Error, Unavailable};
 pub use library::Verbs;
 pub use memory::{Access, ProtectionDomain, Region};

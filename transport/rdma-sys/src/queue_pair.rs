@@ -63,7 +63,7 @@ pub enum Notice<'a> {
     None,
     /// By a message, at most [`Limits::inline`] bytes. They are copied at once.
     Send(&'a [u8]),
-    /// By a number with the last of the writes. Not on every device: [`Device::has_immediate`](crate::device::Device::has_immediate).
+    /// By a number with the last of the writes. Not on every device: [`Device::has_immediate`](crate::Device::has_immediate).
     Immediate(u32),
 }
 
@@ -116,6 +116,36 @@ struct RawQueuePair {
 }
 
 impl RawQueuePair {
+    /// # Safety
+    /// The domain and what the attributes name live as long as this.
+    unsafe fn new(
+        id: &Arc<Id>,
+        domain: &Domain,
+        mut attributes: ibv_qp_init_attr,
+        data_path: DataPath,
+    ) -> Result<RawQueuePair> {
+        const CALL: &str = "rdma_create_qp";
+        // SAFETY: the connection is live, and kept; for the others it is the caller's promise.
+        let raw = id.between_events(|| unsafe {
+            let cm = &id.verbs.cm;
+            let result = cm.rdma_create_qp(id.raw(), domain.raw(), &raw mut attributes);
+            check(CALL, result)?;
+            NonNull::new((*id.raw()).qp).ok_or_else(|| Error::number(CALL, libc::EINVAL))
+        });
+        let raw = raw.map_err(|error| match error.errno() {
+            Some(libc::EINVAL | libc::ENOMEM) => error.mend(
+                "the connection has a queue pair already, or the device allows less: see its limits",
+            ),
+            _ => error,
+        })?;
+        Ok(RawQueuePair {
+            raw,
+            live: true,
+            data_path,
+            id: id.clone(),
+        })
+    }
+
     fn destroy(&mut self) -> Result<()> {
         self.live = false;
         // As rdma_destroy_qp, which keeps the result to itself.
@@ -213,28 +243,12 @@ impl QueuePair {
             max_recv_sge: 1,
             max_inline_data: limits.inline,
         };
-        // SAFETY: the connection and what the attributes name are live; all of it is kept.
-        let raw = id.between_events(|| unsafe {
-            let cm = &id.verbs.cm;
-            let result = cm.rdma_create_qp(id.raw(), domain.inner().raw(), &raw mut attributes);
-            check(CALL, result)?;
-            NonNull::new((*id.raw()).qp).ok_or_else(|| Error::number(CALL, libc::EINVAL))
-        });
-        let raw = raw.map_err(|error| match error.errno() {
-            Some(libc::EINVAL | libc::ENOMEM) => error.mend(
-                "the connection has a queue pair already, or the device allows less: see its limits",
-            ),
-            _ => error,
-        })?;
+        // SAFETY: what the attributes name is live, and kept below.
+        let raw = unsafe { RawQueuePair::new(id, domain.inner(), attributes, data_path) }?;
         // SAFETY: all zeros is valid: null pointers and numbers.
         let (work, part) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         let mut this = QueuePair {
-            raw: RawQueuePair {
-                raw,
-                live: true,
-                data_path,
-                id: id.clone(),
-            },
+            raw,
             name: Name::next(),
             limits,
             work: vec![work; limits.sends as usize].into(),

@@ -5,9 +5,10 @@ mod ends;
 
 use ends::{End, Memory, connect, event, listen, resources, until};
 use std::time::Duration;
-use tbus_rdma_sys::device::Device;
+
 use tbus_rdma_sys::{
-    Access, ConnectionId, EventChannel, EventKind, Limits, Notice, Outcome, Region, Verbs, Write,
+    Access, ConnectionId, Device, EventChannel, EventKind, Limits, Notice, Outcome, Region, Verbs,
+    Write,
 };
 
 const LIMITS: Limits = Limits {
