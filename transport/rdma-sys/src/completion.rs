@@ -62,6 +62,12 @@ impl Queue {
         self.raw.as_ptr()
     }
 
+    /// Whose it is.
+    pub fn context(&self) -> *mut ibv_context {
+        // SAFETY: live.
+        unsafe { (*self.raw()).context }
+    }
+
     /// How many completions it holds.
     pub fn entries(&self) -> u32 {
         // SAFETY: live.

@@ -29,7 +29,11 @@ impl Verbs {
     pub fn load() -> Result<&'static Verbs, Unavailable> {
         static LOADED: OnceLock<Verbs> = OnceLock::new();
         if let Some(verbs) = LOADED.get() {
-            return Ok(verbs);
+            // What the libraries remember is the parent's.
+            return verbs.own("RDMA").map(|()| verbs).map_err(|_| {
+                let why = "this process was forked from one that uses RDMA; start a program in it";
+                Unavailable(why.to_owned())
+            });
         }
         let verbs = Verbs::open("libibverbs.so.1", "librdmacm.so.1")?;
         Ok(LOADED.get_or_init(|| verbs))

@@ -223,6 +223,11 @@ impl QueuePair {
             true => sends.saturating_add(receives),
             false => sends.max(receives),
         };
+        let queues = [send_queue, receive_queue];
+        if queues.map(|queue| queue.inner().context()) != [context.as_ptr(); 2] {
+            let why = "the completion queues are of another device";
+            return Err(Error::invalid(CALL, why));
+        }
         if room < needed {
             let why = format!("a completion queue holds {room}, and {needed} can come at once");
             return Err(Error::invalid(CALL, why));
