@@ -22,36 +22,6 @@ struct Cluster {
     scratch: Scratch,
 }
 
-fn cert(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tbusd"));
-    command.arg("cert").args(arguments).output().unwrap()
-}
-
-#[track_caller]
-fn make(arguments: &[&str]) -> String {
-    let output = cert(arguments);
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn make_ca(directory: &Path, cluster: &str) {
-    let out = directory.to_str().unwrap();
-    make(&["ca", "--out", out, "--cluster", cluster]);
-}
-
-fn make_node(ca: &Path, node: u32, out: &Path) {
-    let (ca, out) = (ca.to_str().unwrap(), out.to_str().unwrap());
-    make(&[
-        "node",
-        "--ca",
-        ca,
-        "--node",
-        &node.to_string(),
-        "--out",
-        out,
-    ]);
-}
-
 impl Cluster {
     fn new(name: &str, security: &str) -> Cluster {
         let scratch = Scratch::new(name);
@@ -75,13 +45,7 @@ impl Cluster {
 
     /// Writes a host's file; `more` goes to its end.
     fn configure(&self, host: &Host, security: &str, more: &str) {
-        let Host { node, port, .. } = host;
-        let text = format!(
-            "cluster = \"test\"\nnode = {node}\ngcim_key = 1000\nrelay_key = 2688\nlisten = \"127.0.0.1:{port}\"\n\
-             metrics = \"none\"\nsecurity = \"{security}\"\ncertificate = \"node-{node}.pem\"\n\
-             private_key = \"node-{node}.key\"\nauthority = \"ca.pem\"\n{more}"
-        );
-        std::fs::write(host.place.join("tbusd.toml"), text).unwrap();
+        host.write_secure_config(&format!("127.0.0.1:{}", host.port), security, more);
     }
 
     fn start(&self) -> [Process; 2] {

@@ -187,6 +187,33 @@ pub fn free_port() -> u16 {
     tbus_tools::perf::remote::free_port(&mut given).unwrap()
 }
 
+/// `tbusd cert`.
+pub fn cert(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tbusd"));
+    command.arg("cert").args(arguments).output().unwrap()
+}
+
+/// The same, and it must work.
+#[track_caller]
+pub fn make(arguments: &[&str]) -> String {
+    let output = cert(arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// An authority for `cluster`.
+pub fn make_ca(directory: &Path, cluster: &str) {
+    let out = directory.to_str().unwrap();
+    make(&["ca", "--out", out, "--cluster", cluster]);
+}
+
+/// A certificate of the authority in `ca`.
+pub fn make_node(ca: &Path, node: u32, out: &Path) {
+    let node = node.to_string();
+    let (ca, out) = (ca.to_str().unwrap(), out.to_str().unwrap());
+    make(&["node", "--ca", ca, "--node", &node, "--out", out]);
+}
+
 /// Channels between the hosts `a` and `b`: a.0.h.l – b.0.h.l for n = h * 256 + l.
 #[derive(Clone, Debug)]
 pub struct Channel {
@@ -210,6 +237,8 @@ pub struct Host {
     pub place: PathBuf,
     pub node: u32,
     pub port: u16,
+    /// The network namespace that its relay and applications run in; `None`: the one of this test.
+    pub netns: Option<String>,
 }
 
 impl Host {
@@ -221,9 +250,26 @@ impl Host {
             place,
             node,
             port: free_port(),
+            netns: None,
         };
         host.write_config("tbusd.toml", node, host.port);
         host
+    }
+
+    /// A program on this host's network, with its maps.
+    pub fn inside(&self, program: &Path) -> Command {
+        let mut command = match &self.netns {
+            None => Command::new(program),
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(program);
+                command
+            }
+        };
+        command
+            .env("TBUS_SHM_DIR", &self.place)
+            .current_dir(&self.place);
+        command
     }
 
     pub fn write_config(&self, name: &str, node: u32, port: u16) {
@@ -247,6 +293,17 @@ impl Host {
             .env("TBUS_SHM_DIR", &self.place)
             .current_dir(&self.place);
         command
+    }
+
+    /// Writes a file for a relay that shows its certificate; `more` goes to its end. See [`make_node`].
+    pub fn write_secure_config(&self, listen: &str, security: &str, more: &str) {
+        let node = self.node;
+        let text = format!(
+            "cluster = \"test\"\nnode = {node}\ngcim_key = 1000\nrelay_key = 2688\nlisten = \"{listen}\"\n\
+             metrics = \"none\"\nsecurity = \"{security}\"\ncertificate = \"node-{node}.pem\"\n\
+             private_key = \"node-{node}.key\"\nauthority = \"ca.pem\"\n{more}"
+        );
+        std::fs::write(self.place.join("tbusd.toml"), text).unwrap();
     }
 
     pub fn run(&self, tool: &str, arguments: &str) -> Output {
@@ -278,15 +335,22 @@ impl Host {
 
     /// Each of `addresses` is at 127.0.0.1, at any of these ports.
     pub fn write_routes(&self, routes: &[(Address, Vec<u16>)]) {
+        let local = |ports: &[u16]| ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
+        let routes: Vec<_> = routes.iter().map(|(a, ports)| (*a, local(ports))).collect();
+        self.write_routes_over("tcp", &routes);
+    }
+
+    /// Each of `addresses` is at any of these endpoints, over these transports.
+    pub fn write_routes_over(&self, transports: &str, routes: &[(Address, Vec<String>)]) {
         let text: String = routes
             .iter()
-            .map(|(address, ports)| {
-                let ports: String = ports
+            .map(|(address, endpoints)| {
+                let endpoints: String = endpoints
                     .iter()
-                    .map(|port| format!("<MConn>tcp://127.0.0.1:{port}</MConn>"))
+                    .map(|endpoint| format!("<MConn>tcp://{endpoint}</MConn>"))
                     .collect();
                 format!(
-                    "<Relays><Addr>{}</Addr>{ports}</Relays>\n",
+                    "<Relays><Addr>{}</Addr>{endpoints}<Transports>{transports}</Transports></Relays>\n",
                     dotted(*address)
                 )
             })
@@ -301,7 +365,7 @@ impl Host {
         let log = self.place.parent().unwrap();
         let log = log.join(format!("tbusd{}.log", self.node));
         let log = std::fs::File::options().create(true).append(true).open(log);
-        let mut command = self.command("tbusd", "");
+        let mut command = self.inside(Path::new(env!("CARGO_BIN_EXE_tbusd")));
         command.args(["-c", config]).stderr(log.unwrap());
         Process::start(&format!("the relay of host {}", self.node), &mut command)
     }

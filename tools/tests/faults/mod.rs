@@ -1,0 +1,252 @@
+//! Faults of networks, relays and applications, as real as one machine can make them: one table, for whichever transport.
+//!
+//! A fault strikes one of two hosts that are under load both ways. Whether those who must see it do so in time is measured;
+//! then it is healed, and everything that waited must arrive.
+
+mod lan;
+
+use crate::hosts::*;
+use crate::load::*;
+pub use lan::{Lan, possible};
+use nix::sys::signal::Signal;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+/// A failure is seen within this time.
+pub const SEEN: Duration = Duration::from_secs(3);
+/// After healing, whatever waited has arrived within this time.
+pub const RESUMED: Duration = Duration::from_secs(10);
+/// Where relays listen; each host has its own ports.
+const PORT: u16 = 1027;
+
+/// Whose relay must see a fault, that is, must give the connection up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Both.
+    Both,
+    /// That of the host which it does not strike.
+    Other,
+    /// Nobody: the connection holds.
+    Nobody,
+    /// It may be or not.
+    Maybe,
+}
+
+/// A row of the table.
+pub struct Fault {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub seen: Seen,
+    /// Makes it, on a host.
+    pub begin: fn(&mut Field, usize),
+    /// Mends it.
+    pub heal: fn(&mut Field, usize),
+}
+
+const fn fault(
+    name: &'static str,
+    about: &'static str,
+    seen: Seen,
+    begin: fn(&mut Field, usize),
+    heal: fn(&mut Field, usize),
+) -> Fault {
+    Fault {
+        name,
+        about,
+        seen,
+        begin,
+        heal,
+    }
+}
+
+/// The table.
+#[rustfmt::skip]
+pub const FAULTS: &[Fault] = &[
+    fault("cut", "the cable is pulled", Seen::Both, |f, h| f.lan.set(h, "down"), |f, h| f.lan.set(h, "up")),
+];
+
+/// Numbers that a seed gives.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(scramble(seed))
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = scramble(self.0);
+        (self.0 >> 11) % limit
+    }
+}
+
+/// What a fault's row says of how two hosts are connected.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub transport: &'static str,
+    pub security: &'static str,
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// When each host saw it, if it had to.
+    pub seen: [Option<Duration>; 2],
+    /// From healing until everything that waited had arrived.
+    pub resumed: Duration,
+}
+
+/// Two hosts under load, and the network between them.
+pub struct Field {
+    pub world: World,
+    pub lan: Lan,
+    pub random: Random,
+    pub setting: Setting,
+    /// Receivers that were killed: each may have seen one message a ring that the next one sees again.
+    pub receivers_killed: u64,
+}
+
+impl Field {
+    pub fn new(name: &str, setting: Setting, seed: u64) -> Field {
+        let scratch = Scratch::new(name);
+        let lan = Lan::new();
+        let ca = scratch.0.join("ca");
+        make_ca(&ca, "test");
+        let hosts = [1, 2].map(|node| {
+            let mut host = Host::new(&scratch, node);
+            host.netns = Some(lan.names[node as usize - 1].clone());
+            make_node(&ca, node, &host.place);
+            host.write_secure_config(&format!("0.0.0.0:{PORT}"), setting.security, "");
+            host.write_channels(&channels(&SIZES));
+            write_routes(&host, &lan, setting);
+            host
+        });
+        let mut field = Field {
+            world: World::new(scratch, hosts),
+            lan,
+            random: Random::new(seed),
+            setting,
+            receivers_killed: 0,
+        };
+        field.world.await_progress(20);
+        field.check_relays();
+        field
+    }
+
+    /// Lets a fault strike `host`, and heals it.
+    pub fn suffer(&mut self, fault: &Fault, host: usize) -> Outcome {
+        self.pause(300);
+        let downs = [0, 1].map(|host| self.downs(host).unwrap());
+        let begun = Instant::now();
+        (fault.begin)(self, host);
+        let seen = self.await_seen(fault, host, downs, begun);
+        self.pause(500);
+        let healed = Instant::now();
+        (fault.heal)(self, host);
+        let waiting = self.world.page.all(Word::Accepted);
+        let due: Vec<u64> = waiting.iter().map(|accepted| accepted + 1).collect();
+        self.world.await_noted(&due);
+        let resumed = healed.elapsed();
+        assert!(
+            resumed < RESUMED,
+            "{}: it took {resumed:.1?} to go on",
+            fault.name
+        );
+        if fault.seen == Seen::Nobody {
+            let now = [0, 1].map(|host| self.downs(host).unwrap());
+            assert_eq!(now, downs, "{}: a connection was lost for it", fault.name);
+        }
+        self.check_relays();
+        Outcome { seen, resumed }
+    }
+
+    /// How often a relay has lost the connection.
+    fn downs(&self, host: usize) -> Option<u64> {
+        let status = self.world.hosts[host].status()?;
+        Some(total(&status, "downs"))
+    }
+
+    fn await_seen(
+        &self,
+        fault: &Fault,
+        host: usize,
+        downs: [u64; 2],
+        begun: Instant,
+    ) -> [Option<Duration>; 2] {
+        let must = |other: usize| match fault.seen {
+            Seen::Both => true,
+            Seen::Other => other != host,
+            Seen::Nobody | Seen::Maybe => false,
+        };
+        let mut seen = [None; 2];
+        let all = within(SEEN.saturating_sub(begun.elapsed()), || {
+            for host in (0..2).filter(|host| must(*host)) {
+                if seen[host].is_none() && self.downs(host).unwrap() > downs[host] {
+                    seen[host] = Some(begun.elapsed());
+                }
+            }
+            (0..2)
+                .all(|host| seen[host].is_some() || !must(host))
+                .then_some(())
+        });
+        if all.is_none() || seen.iter().flatten().any(|after| *after > SEEN) {
+            self.world.tell();
+            panic!(
+                "'{}' of host {}: seen after {seen:.2?} by host 1 and 2, and not within {SEEN:?}",
+                fault.name,
+                host + 1
+            );
+        }
+        seen
+    }
+
+    /// The relays are connected as they should be, and have lost nothing.
+    fn check_relays(&self) {
+        for host in &self.world.hosts {
+            let status = host.await_mirrored(RINGS);
+            let peers = status["peers"].as_array().unwrap();
+            let connected: Vec<_> = peers.iter().filter(|p| !p["transport"].is_null()).collect();
+            assert_eq!(connected.len(), 1, "{status:#}");
+            assert_eq!(connected[0]["transport"], self.setting.transport);
+            assert_eq!(connected[0]["security"], self.setting.security);
+            for name in ["gaps", "lost_messages", "rejected"] {
+                assert_eq!(total(&status, name), 0, "{name}: {status:#}");
+            }
+        }
+    }
+
+    /// Ends the load and compares all accounts.
+    pub fn settle(&mut self) {
+        self.world.page.stop().store(1, SeqCst);
+        self.world.settle();
+        self.world.check_cursors();
+        self.world.check_counters(200);
+        self.world.page.stop().store(2, SeqCst);
+        for receiver in [2, 5] {
+            self.world.processes[receiver].end();
+        }
+        self.world.check_cursors();
+        let reread: u64 = self.world.page.all(Word::Reread).iter().sum();
+        assert!(
+            reread <= self.receivers_killed,
+            "{reread} messages came twice, and {} receivers were killed",
+            self.receivers_killed
+        );
+    }
+
+    /// A moment that the seed gives.
+    pub fn pause(&mut self, most: u64) {
+        std::thread::sleep(Duration::from_millis(self.random.below(most)));
+    }
+}
+
+/// Tells a host where all addresses are.
+fn write_routes(host: &Host, lan: &Lan, setting: Setting) {
+    let routes: Vec<_> = (0..RINGS)
+        .map(|ring| {
+            let (at, channel) = (ring / CHANNELS, ring % CHANNELS);
+            let endpoint = format!("{}:{PORT}", lan.address(at));
+            (address(at as u32 + 1, channel as u32 + 1), vec![endpoint])
+        })
+        .collect();
+    host.write_routes_over(setting.transport, &routes);
+}
