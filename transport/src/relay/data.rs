@@ -176,10 +176,19 @@ impl<N: Network> Relay<N> {
         let Some(ring) = self.rings.out[index].as_mut() else {
             return;
         };
-        let to = ring.settled.min(ring.done);
-        if to > ring.reader.released().position
-            && let Err(error) = ring.reader.release(to)
-        {
+        let released = ring.reader.released();
+        if ring.settled.min(ring.done) <= released.position {
+            return;
+        }
+        // The link sends in chunks, so what it is done with ends anywhere; what the peer tells must be a record's end.
+        let to = match ring.done < ring.settled {
+            true => ring
+                .reader
+                .walk(released, ring.done)
+                .map(|end| end.position),
+            false => Ok(ring.settled),
+        };
+        if let Err(error) = to.and_then(|to| ring.reader.release(to)) {
             self.give_up(index, &error.to_string());
         }
     }
