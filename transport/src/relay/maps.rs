@@ -129,11 +129,10 @@ impl<N: Network> Relay<N> {
         let is_local =
             |network: &N, route: &Route| route.endpoints.iter().any(|e| network.is_local(e));
         let mut places = Places::new();
+        let mut own = None;
         for route in &routes {
             if is_local(&self.network, route) {
-                if self.settings.endpoint.is_empty() {
-                    self.settings.endpoint = route.endpoints[0].to_string();
-                }
+                own.get_or_insert(&route.endpoints[0]);
                 continue;
             }
             let known = route
@@ -151,6 +150,12 @@ impl<N: Network> Relay<N> {
                 }
             }
             places.insert(route.address, p);
+        }
+        // Each time: this host may have moved, and its peers know it by where their routes lead now.
+        if self.is_where_routes_say
+            && let Some(own) = own
+        {
+            self.settings.endpoint = own.to_string();
         }
         Ok(places)
     }

@@ -103,6 +103,8 @@ pub struct Totals {
 /// See the module.
 pub struct Relay<N: Network> {
     settings: Settings,
+    /// It was given no endpoint of its own.
+    is_where_routes_say: bool,
     lease: u64,
     /// Empty: all.
     allowed: Vec<u32>,
@@ -131,6 +133,7 @@ impl<N: Network> Relay<N> {
         let news = NewsReader::open(bus.directory())?;
         Ok(Relay {
             lease: network.random(),
+            is_where_routes_say: settings.endpoint.is_empty(),
             settings,
             allowed: Vec::new(),
             bus,
