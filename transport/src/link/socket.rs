@@ -1,6 +1,7 @@
 //! Non-blocking TCP sockets that read and write ring memory: the only raw addresses of the TCP link. In clear the kernel copies
 //! from and to the rings; with TLS bytes are copied between ring and cipher.
 
+use crate::session::SILENCE;
 use crate::tls::Session;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
@@ -140,6 +141,16 @@ impl Write for Raw<'_> {
     }
 }
 
+/// Bytes that are not acknowledged by the other end's kernel for so long, milliseconds, end the connection. Heartbeats may go on
+/// where long packets are lost, and the kernel would try again and again, ever more seldom.
+const UNACKNOWLEDGED: u32 = (SILENCE / 1_000_000) as u32;
+
+fn prepare(socket: &impl AsFd) -> io::Result<()> {
+    setsockopt(socket, sockopt::TcpNoDelay, &true)?;
+    setsockopt(socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED)?;
+    Ok(())
+}
+
 /// Writes some of what `gather` names. No signal if the other end is gone.
 fn send_message(stream: &TcpStream, gather: &Gather<'_>) -> io::Result<usize> {
     let header = gather.0.header();
@@ -165,7 +176,7 @@ impl Socket {
         };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket(family, SockType::Stream, flags, None)?;
-        setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+        prepare(&fd)?;
         match connect(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
             Ok(()) | Err(nix::Error::EINPROGRESS) => Ok(Self::plain(fd.into())),
             Err(e) => Err(e.into()),
@@ -176,7 +187,7 @@ impl Socket {
     pub fn accept(listener: &TcpListener) -> io::Result<(Socket, SocketAddr)> {
         let (stream, address) = listener.accept()?;
         stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         Ok((Self::plain(stream), address))
     }
 
