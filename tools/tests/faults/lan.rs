@@ -133,6 +133,11 @@ impl Lan {
         self.change_address(host, "add");
     }
 
+    /// `ip route` of a kind of its own to the other host's address.
+    pub fn route(&self, host: usize, what: &str) {
+        self.ip(host, &format!("route {what} {}/32", self.address(1 - host)));
+    }
+
     /// What a host sends to the other one goes to a card that is not there; what the other one sends arrives.
     pub fn mute(&self, host: usize) {
         let other = self.address(1 - host);

@@ -7,12 +7,13 @@
 //!
 //! A test that uses this has a test `child_process` that calls [`application`].
 
+#![allow(dead_code)]
+
 use crate::hosts::*;
 use memmap2::MmapRaw;
 use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use tbus::{Bus, Extensions, FairReceiver, Sender, TryRecvError, TrySendError};
@@ -33,6 +34,9 @@ const BATCH: u64 = 8;
 
 const ROLE: &str = "TBUS_RELAYS_TEST_ROLE";
 const PLACE: &str = "TBUS_RELAYS_TEST_PLACE";
+
+/// Microseconds that a sender sleeps after each round over its channels.
+const PAUSE: &str = "TBUS_RELAYS_TEST_PAUSE";
 
 /// What each ring has in the shared page.
 #[derive(Clone, Copy)]
@@ -131,6 +135,7 @@ fn send(bus: &Bus, host: usize, page: &Page) {
         })
         .collect();
     let mut messages = vec![Vec::new(); BATCH as usize];
+    let pause = Duration::from_micros(from_environment(PAUSE, 0));
     while page.stop().load(SeqCst) == 0 {
         let (mut any, mut done) = (false, true);
         for (channel, sender) in senders.iter_mut().enumerate() {
@@ -157,7 +162,9 @@ fn send(bus: &Bus, host: usize, page: &Page) {
         if done {
             return;
         }
-        if !any {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        } else if !any {
             let sender = &mut senders[0];
             let length = messages[0].len().min(sender.max_len());
             let _ = sender.wait(length, Duration::from_micros(500));
@@ -248,12 +255,14 @@ pub struct World {
     /// As in [`PARTS`], for host 1 and host 2.
     pub processes: Vec<Process>,
     pub hosts: [Host; 2],
+    /// Of the senders after each round; none loads the processors as much as they bear.
+    pub pause: Duration,
     pub scratch: Scratch,
 }
 
 impl World {
     /// Starts everything on two hosts that have the channels of [`SIZES`] and routes to each other.
-    pub fn new(scratch: Scratch, hosts: [Host; 2]) -> World {
+    pub fn new(scratch: Scratch, hosts: [Host; 2], pause: Duration) -> World {
         let page = Page::open(&scratch.0);
         for ring in 0..RINGS {
             page.word(ring / CHANNELS, ring % CHANNELS, Word::Limit)
@@ -263,6 +272,7 @@ impl World {
             page,
             processes: Vec::new(),
             hosts,
+            pause,
             scratch,
         };
         world.processes = (0..6).map(|part| world.start(part)).collect();
@@ -279,6 +289,7 @@ impl World {
         command
             .args(["--exact", "child_process", "--nocapture"])
             .env(ROLE, role)
+            .env(PAUSE, self.pause.as_micros().to_string())
             .env(PLACE, &host.place);
         Process::start(&format!("{role} of host {}", host.node), &mut command)
     }
