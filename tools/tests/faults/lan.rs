@@ -1,5 +1,6 @@
 //! Two hosts on one machine that have networks of their own: namespaces, and a cable between them.
 
+use crate::hosts::Scratch;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -68,6 +69,7 @@ fn clean() {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
         let _ = run(&["netns", "del", name]);
+        Scratch::remove_all_of(owner);
         eprintln!("removed {name}, left by process {owner}");
     }
 }

@@ -10,14 +10,14 @@ use crate::load::*;
 pub use lan::{Lan, possible};
 use nix::sys::signal::Signal;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A failure is seen within this time.
 pub const SEEN: Duration = Duration::from_secs(3);
 /// After healing, whatever waited has arrived within this time.
 pub const RESUMED: Duration = Duration::from_secs(10);
 /// Of the senders: a load that leaves the processors some time, or what is measured is how long processes wait for them.
-const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(1);
 /// Where relays listen; each host has its own ports.
 const PORT: u16 = 1027;
 
@@ -81,6 +81,9 @@ pub const FAULTS: &[Fault] = &[
     fault("no-route", "the host's route to the other one leads nowhere", Seen::Both,
         |f, h| f.lan.route(h, "add blackhole"),
         |f, h| f.lan.route(h, "del blackhole")),
+    fault("unreachable", "the host's route to the other one says that it cannot be reached", Seen::Both,
+        |f, h| f.lan.route(h, "add unreachable"),
+        |f, h| f.lan.route(h, "del unreachable")),
     fault("no-address", "the host loses its address and gets it back", Seen::Both,
         |f, h| f.lan.change_address(h, "del"),
         |f, h| f.lan.change_address(h, "add")),
@@ -99,6 +102,12 @@ pub const FAULTS: &[Fault] = &[
     fault("relay-stopped", "the host's relay is stopped and goes on", Seen::Other,
         |f, h| f.signal(h, RELAY, Signal::SIGSTOP),
         |f, h| f.signal(h, RELAY, Signal::SIGCONT)),
+    fault("relay-paused", "the host's relay is stopped for a second, and goes on", Seen::Nobody,
+        |f, h| { f.signal(h, RELAY, Signal::SIGSTOP); wait(1000) },
+        |f, h| f.signal(h, RELAY, Signal::SIGCONT)),
+    fault("cut-and-killed", "the cable is pulled, and the host's relay killed and started again meanwhile", Seen::Survivor,
+        |f, h| { f.lan.set(h, "down"); f.kill(h, RELAY); f.start(h, RELAY) },
+        |f, h| f.lan.set(h, "up")),
     fault("sender-killed", "the host's sending application is killed and started again", Seen::Nobody,
         |f, h| f.kill(h, SENDER),
         |f, h| f.start(h, SENDER)),
@@ -186,6 +195,8 @@ pub struct Field {
     pub lan: Lan,
     pub random: Random,
     pub setting: Setting,
+    /// Milliseconds for which a fault may go on at most when it was seen.
+    pub hold: u64,
     /// Receivers that were killed: each may have seen one message a ring that the next one sees again.
     pub receivers_killed: u64,
 }
@@ -210,6 +221,7 @@ impl Field {
             lan,
             random: Random::new(seed),
             setting,
+            hold: 500,
             receivers_killed: 0,
         };
         field.world.await_progress(20);
@@ -221,10 +233,18 @@ impl Field {
     pub fn suffer(&mut self, fault: &Fault, host: usize) -> Outcome {
         self.pause(300);
         let downs = [0, 1].map(|host| self.downs(host).unwrap());
-        let begun = Instant::now();
+        let logs = [0, 1].map(|host| self.log(host).len());
+        let begun = SystemTime::now();
         (fault.begin)(self, host);
-        let seen = self.await_seen(fault, host, downs, begun);
-        self.pause(500);
+        let seen = self.await_seen(fault, host, logs, begun);
+        for other in (0..2).filter(|host| seen[*host].is_some()) {
+            assert!(
+                self.downs(other) > Some(downs[other]),
+                "{}: --status does not know",
+                fault.name
+            );
+        }
+        self.pause(self.hold);
         let healed = Instant::now();
         (fault.heal)(self, host);
         let waiting = self.world.page.all(Word::Accepted);
@@ -278,12 +298,19 @@ impl Field {
         Some(total(&status, "downs"))
     }
 
+    /// What a host's relays have logged.
+    fn log(&self, host: usize) -> String {
+        let name = format!("tbusd{}.log", host + 1);
+        std::fs::read_to_string(self.world.scratch.0.join(name)).unwrap()
+    }
+
+    /// When those relays that must see a fault have said so in their logs, which were so long before.
     fn await_seen(
         &self,
         fault: &Fault,
         host: usize,
-        downs: [u64; 2],
-        begun: Instant,
+        logs: [usize; 2],
+        begun: SystemTime,
     ) -> [Option<Duration>; 2] {
         let must = |other: usize| match fault.seen {
             Seen::Both => true,
@@ -293,9 +320,13 @@ impl Field {
         let mut seen = [None; 2];
         let all = within(PATIENCE, || {
             for host in (0..2).filter(|host| must(*host)) {
-                if seen[host].is_none() && self.downs(host).unwrap() > downs[host] {
-                    seen[host] = Some(begun.elapsed());
-                }
+                let log = self.log(host);
+                let line = log[logs[host]..]
+                    .lines()
+                    .find(|l| l.contains("disconnected:"));
+                let at = line.and_then(|line| line.split_whitespace().next());
+                let at = at.map(|at| humantime::parse_rfc3339(at).unwrap());
+                seen[host] = at.map(|at| at.duration_since(begun).unwrap());
             }
             (0..2)
                 .all(|host| seen[host].is_some() || !must(host))
@@ -369,8 +400,8 @@ impl Field {
     }
 
     /// A moment that the seed gives.
-    pub fn pause(&mut self, most: u64) {
-        std::thread::sleep(Duration::from_millis(self.random.below(most)));
+    fn pause(&mut self, most: u64) {
+        wait(self.random.below(most));
     }
 }
 

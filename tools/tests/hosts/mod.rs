@@ -153,13 +153,32 @@ impl Drop for Process {
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    pub fn new(name: &str) -> Scratch {
+    /// Where all of them are.
+    fn base() -> PathBuf {
         let shm = Path::new("/dev/shm");
-        let base = match shm.is_dir() {
+        match shm.is_dir() {
             true => shm.to_path_buf(),
             false => std::env::temp_dir(),
-        };
-        let path = base.join(format!("tbus-relays-{name}-{}", std::process::id()));
+        }
+    }
+
+    /// Removes what process `owner` has left, which was killed.
+    pub fn remove_all_of(owner: &str) {
+        let end = format!("-{owner}");
+        for entry in std::fs::read_dir(Self::base())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("tbus-relays-") && name.ends_with(&end) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
+    pub fn new(name: &str) -> Scratch {
+        let path = Self::base().join(format!("tbus-relays-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Scratch(path)
     }

@@ -44,7 +44,7 @@ pub enum Event {
     },
     /// How far the peer's mirror of our slot has come; or, with `want`, the peer wants room in ours.
     Remote(Control),
-    /// The link reads nothing below `to` of our source `slot` any more.
+    /// The link reads nothing below `to` of our source `slot` any more. `to` need not be the end of a record.
     SourceDone {
         /// Our slot.
         slot: u32,

@@ -1,7 +1,6 @@
 //! Non-blocking TCP sockets that read and write ring memory: the only raw addresses of the TCP link. In clear the kernel copies
 //! from and to the rings; with TLS bytes are copied between ring and cipher.
 
-use crate::session::SILENCE;
 use crate::tls::Session;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
@@ -10,6 +9,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 use tbus::Region;
 
 /// Ranges of rings and of borrowed buffers, at most `N`, for one system call.
@@ -141,13 +141,17 @@ impl Write for Raw<'_> {
     }
 }
 
-/// Bytes that are not acknowledged by the other end's kernel for so long, milliseconds, end the connection. Heartbeats may go on
-/// where long packets are lost, and the kernel would try again and again, ever more seldom.
-const UNACKNOWLEDGED: u32 = (SILENCE / 1_000_000) as u32;
+/// When the other end's kernel has acknowledged nothing for so long, the connection ends. Heartbeats may pass where long packets
+/// are lost, and the kernel would try again for minutes, ever more seldom. Sooner than a peer is dead: it first waits in vain.
+const UNACKNOWLEDGED: Duration = Duration::from_millis(2000);
 
 fn prepare(socket: &impl AsFd) -> io::Result<()> {
     setsockopt(socket, sockopt::TcpNoDelay, &true)?;
-    setsockopt(socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED)?;
+    setsockopt(
+        socket,
+        sockopt::TcpUserTimeout,
+        &(UNACKNOWLEDGED.as_millis() as u32),
+    )?;
     Ok(())
 }
 

@@ -393,11 +393,12 @@ impl RdmaWire {
                 Some(Operation::Write(write))
                     if !write.broken && write.pieces.iter().all(|piece| piece.landed) =>
                 {
-                    let last = self.ends[end].done.back().map_or(0, |last| last.0);
-                    let due = state.now + state.random.skewed(20_000_000);
-                    let done = (due.max(last), write.slot, write.to);
-                    if !sender_closed {
-                        self.ends[end].done.push_back(done);
+                    // Each piece completes for itself, in order, and ends in the midst of a record or not.
+                    let done = &mut self.ends[end].done;
+                    for piece in write.pieces.iter().filter(|_| !sender_closed) {
+                        let last = done.back().map_or(0, |last| last.0);
+                        let due = state.now + state.random.skewed(20_000_000);
+                        done.push_back((due.max(last), write.slot, piece.to));
                     }
                     Notice::Write {
                         slot: write.slot,
