@@ -116,6 +116,9 @@ fn soak_half(security: &'static str, seed: u64, time: Duration) -> Vec<String> {
     while begun.elapsed() < time {
         let row = field.random.below(FAULTS.len() as u64) as usize;
         let fault = &FAULTS[row];
+        if !field.would_feel(fault) {
+            continue;
+        }
         let host = match fault.seen {
             Seen::Survivor => 1 - spared,
             _ => field.random.below(2) as usize,

@@ -93,9 +93,9 @@ pub const FAULTS: &[Fault] = &[
     fault("mtu", "the MTU falls to 600 and rises to 9000 at both ends", Seen::Nobody,
         |f, _| { f.set_both("mtu 600"); f.pass(); f.set_both("mtu 9000"); f.pass() },
         |f, _| f.set_both("mtu 1500")),
-    fault("black-hole", "the host does not take packets of more than 600 bytes, and the other one sends longer ones", Seen::Both,
+    fault(BLACK_HOLE, "the host does not take packets of more than 600 bytes, and the other one sends longer ones", Seen::Both,
         |f, h| { f.set_both("gso_max_segs 1"); f.lan.set(h, "mtu 600") },
-        |f, h| { f.lan.set(h, "mtu 1500"); f.set_both("gso_max_segs 65535") }),
+        |f, h| { f.lan.set(h, "mtu 1500"); f.set_both("gso_max_segs 65535"); f.has_short_packets = true }),
     fault("relay-killed", "the host's relay is killed and started again", Seen::Survivor,
         |f, h| f.kill(h, RELAY),
         |f, h| f.start(h, RELAY)),
@@ -124,6 +124,8 @@ pub const FAULTS: &[Fault] = &[
         |f, h| { f.kill(h, RELAY); f.kill(h, SENDER); f.kill(h, RECEIVER) },
         |f, h| { f.start(h, RECEIVER); f.start(h, SENDER); f.start(h, RELAY) }),
 ];
+
+const BLACK_HOLE: &str = "black-hole";
 
 /// Parts of a host, as in [`PARTS`].
 const RELAY: usize = 0;
@@ -197,6 +199,8 @@ pub struct Field {
     pub setting: Setting,
     /// Milliseconds for which a fault may go on at most when it was seen.
     pub hold: u64,
+    /// The connection was made while long packets were lost: it has none for good.
+    has_short_packets: bool,
     /// Receivers that were killed: each may have seen one message a ring that the next one sees again.
     pub receivers_killed: u64,
 }
@@ -222,11 +226,17 @@ impl Field {
             random: Random::new(seed),
             setting,
             hold: 500,
+            has_short_packets: false,
             receivers_killed: 0,
         };
         field.world.await_progress(20);
         field.check_relays();
         field
+    }
+
+    /// False if the connection as it is now would not suffer from the fault.
+    pub fn would_feel(&self, fault: &Fault) -> bool {
+        fault.name != BLACK_HOLE || !self.has_short_packets
     }
 
     /// Lets a fault strike `host`, and heals it.
@@ -243,6 +253,9 @@ impl Field {
                 "{}: --status does not know",
                 fault.name
             );
+        }
+        if seen != [None; 2] {
+            self.has_short_packets = false;
         }
         self.pause(self.hold);
         let healed = Instant::now();
