@@ -426,7 +426,7 @@ impl Porter {
     fn takes_clear(&self) -> bool {
         match &self.guard {
             Guard::Loopback => true,
-            Guard::Tls(tls) => tls.trust.takes_clear(),
+            Guard::Tls(tls) => tls.trust().takes_clear(),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::link::Link;
 use crate::tls::Tls;
 use crate::wire::{Hello, TRANSPORT_TCP, Token};
 use std::sync::Arc;
+use std::time::Duration;
 use tbus::grm::RelayEndpoint;
 
 /// Who gets in, and how sure it is who that is.
@@ -29,6 +30,11 @@ pub trait Control {
 
     /// Who is at the other end, for logs.
     fn name(&self) -> String;
+
+    /// How long it is there and back, as far as the transport knows.
+    fn round_trip(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Makes connections. Never blocks.

@@ -142,6 +142,10 @@ impl Control for TcpControl {
     fn name(&self) -> String {
         self.name.clone()
     }
+
+    fn round_trip(&self) -> Option<Duration> {
+        self.socket()?.round_trip()
+    }
 }
 
 /// The names that the other end of a connection has shown.
@@ -205,9 +209,9 @@ impl TcpNetwork {
     pub fn listen_with(
         address: SocketAddr,
         local: &[RelayEndpoint],
-        tls: Tls,
+        tls: impl Into<Arc<Tls>>,
     ) -> io::Result<TcpNetwork> {
-        Self::guarded(address, local, Guard::Tls(Arc::new(tls)))
+        Self::guarded(address, local, Guard::Tls(tls.into()))
     }
 
     fn guarded(
@@ -322,14 +326,14 @@ impl Network for TcpNetwork {
     fn admit(&self, control: &TcpControl, hello: &Hello) -> Result<u8, String> {
         match &self.guard {
             Guard::Loopback => Ok(TRANSPORT_TCP),
-            Guard::Tls(tls) => tls.trust.admit(control.names(), hello),
+            Guard::Tls(tls) => tls.trust().admit(control.names(), hello),
         }
     }
 
     fn place(&self, node: u32, endpoint: &str) -> Result<(), String> {
         match &self.guard {
             Guard::Loopback => Ok(()),
-            Guard::Tls(tls) => tls.trust.place(node, endpoint),
+            Guard::Tls(tls) => tls.trust().place(node, endpoint),
         }
     }
 
@@ -361,7 +365,7 @@ impl Network for TcpNetwork {
     fn security_of(&self, node: u32) -> &'static str {
         match &self.guard {
             Guard::Loopback => "none",
-            Guard::Tls(tls) => tls.trust.security_of(node).name(),
+            Guard::Tls(tls) => tls.trust().security_of(node).name(),
         }
     }
 

@@ -249,6 +249,20 @@ impl Socket {
         self.stream.peer_addr()
     }
 
+    /// How long it is there and back, as the kernel has measured it.
+    pub fn round_trip(&self) -> Option<Duration> {
+        // SAFETY: all bytes 0 is a value of this struct, which has numbers only.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut length = size_of_val(&info) as libc::socklen_t;
+        let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+        // SAFETY: the descriptor is open, and the kernel writes at most `length` bytes of numbers into `info`.
+        let got = unsafe {
+            let to = (&raw mut info).cast();
+            libc::getsockopt(self.stream.as_raw_fd(), level, name, to, &raw mut length)
+        };
+        (got == 0 && info.tcpi_rtt > 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
+    }
+
     /// This end.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()

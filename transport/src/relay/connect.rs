@@ -25,6 +25,9 @@ impl<N: Network> Relay<N> {
     /// Dials, accepts, and hears who is there.
     pub(super) fn greet(&mut self, now: Nanos) -> bool {
         let mut busy = false;
+        if self.draining.is_some() {
+            return self.turn_away();
+        }
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
             if peer.unused || peer.control.is_some() || peer.dialling || now < peer.dial_due {
@@ -69,6 +72,19 @@ impl<N: Network> Relay<N> {
                 }
                 Err(why) => self.greeted_badly(greeting, why, now),
             }
+        }
+        busy
+    }
+
+    /// A relay that ends takes nobody in.
+    fn turn_away(&mut self) -> bool {
+        let mut busy = !self.greetings.is_empty();
+        self.greetings.clear();
+        while let Some(control) = self.network.accept() {
+            let text = "the relay ends".into();
+            let why = Goodbye::Ending;
+            Stream::new(control).send(&[Frame::Bye { why, text }]);
+            busy = true;
         }
         busy
     }
@@ -283,7 +299,10 @@ impl<N: Network> Relay<N> {
         peer.drop_link();
         peer.session.down();
         peer.trouble = Some(format!("{why:?}: {text}"));
-        peer.up_since = None;
+        peer.last_end = peer.trouble.clone();
+        if peer.up_since.take().is_some() {
+            peer.down_since = now;
+        }
         peer.downs += 1;
         self.totals.downs += 1;
         peer.held.clear();

@@ -14,6 +14,11 @@ use tracing::{error, warn};
 /// Times that a control connection is read before others have their turn.
 const READS: usize = 32;
 
+/// Messages in a gap, as far as known.
+fn lost(gap: &Gap) -> u64 {
+    gap.to.sequence.saturating_sub(gap.from.sequence)
+}
+
 impl<N: Network> Relay<N> {
     /// Reads all that has come, within reason: a sign of life must not wait behind thousands of rings until the next pass,
     /// which may have much else to do.
@@ -175,6 +180,8 @@ impl<N: Network> Relay<N> {
                     if let Some(writer) = &mut ring.writer {
                         writer.note_gap(gap);
                     }
+                    ring.gaps += 1;
+                    ring.lost_messages = ring.lost_messages.saturating_add(lost(&gap));
                     let name = ring.name.clone();
                     self.report(&name, gap);
                 }
@@ -190,7 +197,7 @@ impl<N: Network> Relay<N> {
 
     /// A gap is never silent.
     pub(super) fn report(&mut self, channel: &str, gap: Gap) {
-        let messages = gap.to.sequence.saturating_sub(gap.from.sequence);
+        let messages = lost(&gap);
         self.totals.gaps += 1;
         self.totals.lost_messages = self.totals.lost_messages.saturating_add(messages);
         error!(
@@ -233,6 +240,8 @@ impl<N: Network> Relay<N> {
         };
         if let Some(gap) = gap {
             ring.reader.note_gap(gap);
+            ring.gaps += 1;
+            ring.lost_messages = ring.lost_messages.saturating_add(lost(&gap));
             let name = ring.name.clone();
             self.report(&name, gap);
             self.peers[p].send(&[Frame::Gap {

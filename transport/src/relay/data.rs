@@ -81,8 +81,9 @@ impl<N: Network> Relay<N> {
                 );
                 ring.messages += messages;
                 ring.bytes += bytes;
-                self.totals.received_messages += messages;
-                self.totals.received_bytes += bytes;
+                let traffic = &mut self.peers[p].traffic;
+                traffic.received_messages += messages;
+                traffic.received_bytes += bytes;
             }
             Err(error) => self.reject(index, &error),
         }
@@ -104,6 +105,7 @@ impl<N: Network> Relay<N> {
         }
         match consumed {
             Ok(consumed) => {
+                ring.consumed = consumed.position;
                 if let Some(link) = &mut peer.link {
                     link.set_room(slot, consumed.position + ring.capacity);
                 }
@@ -261,8 +263,8 @@ impl<N: Network> Relay<N> {
             let (messages, bytes) = (end.sequence - sent.sequence, end.position - sent.position);
             ring.messages += messages;
             ring.bytes += bytes;
-            self.totals.sent_messages += messages;
-            self.totals.sent_bytes += bytes;
+            peer.traffic.sent_messages += messages;
+            peer.traffic.sent_bytes += bytes;
         }
         if end.position < tail.position {
             if end.position == sent.position {

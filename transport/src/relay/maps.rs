@@ -1,5 +1,6 @@
 //! What the maps say: which rings are mirrored and to whom; and the next generations that this takes.
 
+use super::ages::Ages;
 use super::peer::Peer;
 use super::rings::{At, Inbound, Outbound};
 use super::{Nanos, Relay};
@@ -31,6 +32,8 @@ const CHECK: Nanos = 1_000_000_000;
 pub(super) struct Maps {
     gcim: Option<u64>,
     routes: Option<u64>,
+    /// Both were read, and what they say was begun.
+    was_read: bool,
     /// Something could not be done: look again then.
     again: Option<Nanos>,
     work: Vec<Work>,
@@ -56,6 +59,10 @@ enum Work {
 }
 
 impl Maps {
+    pub fn was_read(&self) -> bool {
+        self.was_read
+    }
+
     pub fn is_settled(&self) -> bool {
         self.gcim.is_some() && self.again.is_none() && self.work.is_empty()
     }
@@ -73,8 +80,9 @@ impl<N: Network> Relay<N> {
         if busy {
             (self.maps.gcim, self.maps.routes) = versions;
             self.maps.again = None;
-            if let Err(error) = self.reconcile(now) {
-                self.try_again(now, "the maps cannot be read", &error);
+            match self.reconcile(now) {
+                Ok(()) => self.maps.was_read = true,
+                Err(error) => self.try_again(now, "the maps cannot be read", &error),
             }
         }
         if !self.maps.work.is_empty() && now >= self.maps.work_due {
@@ -279,6 +287,7 @@ impl<N: Network> Relay<N> {
             Kind::Source => {
                 let reader = ring.source_reader()?;
                 let slot = self.peers[p].session.add(ring.header().capacity);
+                let delivered = reader.released().position;
                 let index = self.rings.add_out(Outbound {
                     ends,
                     name: self.name_of(ends),
@@ -289,6 +298,10 @@ impl<N: Network> Relay<N> {
                     until_consumed: channel.retention == 1,
                     done: 0,
                     settled: 0,
+                    delivered,
+                    ages: Ages::default(),
+                    gaps: 0,
+                    lost_messages: 0,
                     waiting: false,
                     trouble: None,
                     messages: 0,
@@ -346,6 +359,11 @@ impl<N: Network> Relay<N> {
             capacity: channel.sizes[direction],
             writer: None,
             slot: None,
+            consumed: 0,
+            ages: Ages::default(),
+            noted: u64::MAX,
+            gaps: 0,
+            lost_messages: 0,
             wanted: None,
             trouble: None,
             messages: 0,

@@ -7,9 +7,11 @@
 //! Everything that matters lies in the rings. A relay may be killed at any instruction: the next one takes the roles,
 //! and resumes by comparing positions with its peers.
 
+mod ages;
 mod connect;
 mod control;
 mod data;
+pub mod drain;
 mod maps;
 mod peer;
 mod rings;
@@ -34,6 +36,8 @@ const BUDGET: usize = 1 << 18;
 const TURN: u64 = 1 << 18;
 /// Between two tenths of the slow look at all rings.
 const SWEEP: Nanos = 100_000_000;
+
+const SECOND: Nanos = 1_000_000_000;
 
 /// Who this relay is.
 #[derive(Clone, Debug)]
@@ -73,6 +77,19 @@ impl Routes for Vec<Route> {
     fn routes(&self) -> tbus::Result<Vec<Route>> {
         Ok(self.clone())
     }
+}
+
+/// What went to a peer and what came from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages appended to its links; those that went twice count twice.
+    pub sent_messages: u64,
+    /// Their bytes with headers.
+    pub sent_bytes: u64,
+    /// Messages published in mirrors.
+    pub received_messages: u64,
+    /// Their bytes with headers.
+    pub received_bytes: u64,
 }
 
 /// Totals since the relay was made.
@@ -119,7 +136,11 @@ pub struct Relay<N: Network> {
     maps: maps::Maps,
     slow_due: Nanos,
     told: HashSet<String>,
+    /// Without what the peers count, see [`Relay::totals`].
     totals: Totals,
+    rates_due: Nanos,
+    /// It ends as soon as the outbound rings are acknowledged up to here.
+    draining: Option<Vec<u64>>,
 }
 
 impl<N: Network> Relay<N> {
@@ -148,12 +169,26 @@ impl<N: Network> Relay<N> {
             slow_due: 0,
             told: HashSet::new(),
             totals: Totals::default(),
+            rates_due: 0,
+            draining: None,
         })
     }
 
     /// Refuses all nodes but these, if there are any.
     pub fn allow(&mut self, nodes: Vec<u32>) {
         self.allowed = nodes;
+    }
+
+    /// Ends the connections of nodes of which other things hold now. Who may come again does so at once.
+    pub fn judge_anew(&mut self, changed: impl Fn(u32) -> bool, now: Nanos) {
+        for p in 0..self.peers.len() {
+            let peer = &self.peers[p];
+            if peer.control.is_some() && peer.node.is_some_and(&changed) {
+                let text = "what is said of this node in [[allow]] has changed".into();
+                self.down(p, Goodbye::Security, text, now);
+                self.peers[p].dial_due = now;
+            }
+        }
     }
 
     /// What it connects by.
@@ -175,7 +210,25 @@ impl<N: Network> Relay<N> {
 
     /// Totals since it was made.
     pub fn totals(&self) -> Totals {
-        self.totals
+        let mut totals = self.totals;
+        for Traffic {
+            sent_messages,
+            sent_bytes,
+            received_messages,
+            received_bytes,
+        } in self.peers.iter().map(|peer| peer.traffic)
+        {
+            totals.sent_messages += sent_messages;
+            totals.sent_bytes += sent_bytes;
+            totals.received_messages += received_messages;
+            totals.received_bytes += received_bytes;
+        }
+        totals
+    }
+
+    /// True once the maps were read and what they say was begun.
+    pub fn is_ready(&self) -> bool {
+        self.maps.was_read()
     }
 
     /// True if every ring with a remote end is mirrored just now.
@@ -215,7 +268,7 @@ impl<N: Network> Relay<N> {
 
     fn slow(&mut self, now: Nanos) -> bool {
         // First: who is greeted before the routes are known is refused.
-        let mut busy = self.follow_maps(now);
+        let mut busy = self.draining.is_none() && self.follow_maps(now);
         busy |= self.greet(now);
         for p in 0..self.peers.len() {
             busy |= self.poll_control(p, now);
@@ -229,7 +282,12 @@ impl<N: Network> Relay<N> {
             self.rings.sweep_due = now + SWEEP;
             for at in self.rings.next_to_sweep() {
                 self.look_at(at, now);
+                self.rings.note_age(at, now);
             }
+        }
+        if now >= self.rates_due {
+            self.rates_due = now + SECOND;
+            self.peers.iter_mut().for_each(Peer::take_rates);
         }
         busy
     }

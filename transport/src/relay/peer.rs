@@ -1,5 +1,6 @@
 //! One peer as the relay sees it, and connections that are not a peer's yet.
 
+use super::Traffic;
 use crate::BySlot;
 use crate::link::{Event, Link, Quiesced};
 use crate::network::{Control, Network};
@@ -53,8 +54,15 @@ pub(super) struct Peer<N: Network> {
     pub held: Vec<Open>,
     pub trouble: Option<String>,
     pub up_since: Option<Nanos>,
+    pub down_since: Nanos,
+    /// Why it was disconnected last.
+    pub last_end: Option<String>,
     pub ups: u64,
     pub downs: u64,
+    pub traffic: Traffic,
+    /// Of the last second.
+    pub rates: Traffic,
+    counted: Traffic,
 }
 
 impl<N: Network> Peer<N> {
@@ -81,13 +89,30 @@ impl<N: Network> Peer<N> {
             held: Vec::new(),
             trouble: None,
             up_since: None,
+            down_since: now,
+            last_end: None,
             ups: 0,
             downs: 0,
+            traffic: Traffic::default(),
+            rates: Traffic::default(),
+            counted: Traffic::default(),
         }
     }
 
     pub fn name(&self) -> String {
         self.endpoints[0].to_string()
+    }
+
+    /// Counts anew, a second after the last time.
+    pub fn take_rates(&mut self) {
+        let (now, before) = (self.traffic, self.counted);
+        self.rates = Traffic {
+            sent_messages: now.sent_messages - before.sent_messages,
+            sent_bytes: now.sent_bytes - before.sent_bytes,
+            received_messages: now.received_messages - before.received_messages,
+            received_bytes: now.received_bytes - before.received_bytes,
+        };
+        self.counted = now;
     }
 
     /// Sends frames, if there is a connection.

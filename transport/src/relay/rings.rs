@@ -1,5 +1,6 @@
 //! The rings that a relay serves: their handles, who their peer is, and how to find them.
 
+use super::ages::Ages;
 use crate::BySlot;
 use crate::session::Nanos;
 use crate::wire::Open;
@@ -26,6 +27,11 @@ pub(super) struct Outbound {
     pub done: u64,
     /// The peer needs nothing below this any more.
     pub settled: u64,
+    /// The peer has published all below this.
+    pub delivered: u64,
+    pub ages: Ages,
+    pub gaps: u64,
+    pub lost_messages: u64,
     /// It is in the peer's list of those that the link did not take.
     pub waiting: bool,
     pub trouble: Option<String>,
@@ -36,6 +42,7 @@ pub(super) struct Outbound {
 impl Outbound {
     /// The mirror has come to `delivered`, and its application to `consumed`.
     pub fn set_settled(&mut self, delivered: u64, consumed: Cursor) {
+        self.delivered = delivered;
         self.settled = match self.until_consumed {
             true => consumed.position,
             false => delivered,
@@ -56,11 +63,26 @@ pub(super) struct Inbound {
     pub writer: Option<MirrorWriter>,
     /// The peer's number for it, while it is open.
     pub slot: Option<u32>,
+    /// The application has released all below this, when it was last looked at.
+    pub consumed: u64,
+    pub ages: Ages,
+    /// The tail when `ages` was last told.
+    pub noted: u64,
+    pub gaps: u64,
+    pub lost_messages: u64,
     /// What waits for the next generation.
     pub wanted: Option<Open>,
     pub trouble: Option<String>,
     pub messages: u64,
     pub bytes: u64,
+}
+
+impl Inbound {
+    /// It has messages that [`Rings::note_age`] was not told of.
+    fn has_more(&self) -> bool {
+        let mut writer = self.writer.iter();
+        writer.any(|writer| writer.tail().position != self.noted)
+    }
 }
 
 /// Where a ring is in [`Rings`].
@@ -134,11 +156,13 @@ impl Rings {
     }
 
     /// A mirror is there for an inbound ring.
-    pub fn set_writer(&mut self, index: usize, writer: MirrorWriter) {
+    pub fn set_writer(&mut self, index: usize, mut writer: MirrorWriter) {
         self.watch(writer.ring(), At::In(index));
         self.inn_glances[index] = Some(writer.glance());
         if let Some(ring) = &mut self.inn[index] {
             ring.ring = writer.ring().uuid();
+            (ring.ages, ring.noted) = (Ages::default(), u64::MAX);
+            ring.consumed = writer.consumed().map_or(0, |consumed| consumed.position);
             ring.writer = Some(writer);
         }
     }
@@ -180,6 +204,28 @@ impl Rings {
         }
     }
 
+    /// How old is what nobody has taken yet? Told after a sweep has found that a ring moved.
+    pub fn note_age(&mut self, at: At, now: Nanos) {
+        match at {
+            At::Out(index) => {
+                if let Some(ring) = &mut self.out[index]
+                    && let Ok(tail) = ring.reader.tail()
+                {
+                    ring.ages.note(ring.delivered, tail.position, now);
+                }
+            }
+            At::In(index) => {
+                if let Some(ring) = &mut self.inn[index]
+                    && let Some(writer) = &mut ring.writer
+                    && let Ok(consumed) = writer.consumed()
+                {
+                    (ring.consumed, ring.noted) = (consumed.position, writer.tail().position);
+                    ring.ages.note(ring.consumed, ring.noted, now);
+                }
+            }
+        }
+    }
+
     /// Of the next tenth of all rings, and of [`SWEPT_AT_ONCE`] at least, those that have moved since they were swept last. A
     /// sender may be killed between a message and its news: where there are not many rings, that message
     /// need not wait longer than one whose sender was killed before it woke the relay.
@@ -195,7 +241,11 @@ impl Rings {
                 None => (&mut self.out_glances[self.swept], At::Out(self.swept)),
                 Some(index) => (&mut self.inn_glances[index], At::In(index)),
             };
-            if glance.as_mut().is_some_and(Glance::moved) {
+            let has_more = match at {
+                At::Out(_) => false,
+                At::In(index) => self.inn[index].as_ref().is_some_and(Inbound::has_more),
+            };
+            if glance.as_mut().is_some_and(Glance::moved) || has_more {
                 found.push(at);
             }
         }

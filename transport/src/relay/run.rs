@@ -31,14 +31,25 @@ impl Clock {
     }
 }
 
+/// What a loop that runs a relay is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Go on, and sleep when there is nothing to do.
+    GoOn,
+    /// The same, but come back after one pass: there is more to attend to.
+    Hurry,
+    /// End.
+    End,
+}
+
 impl Relay<TcpNetwork> {
-    /// Runs until `attend` says false. It is called every 100 ms at least, and not much more often than every
-    /// millisecond. `spin`: how long to poll after the last thing that happened before sleeping.
+    /// Runs until `attend` says so. It is called every 100 ms at least, and not much more often than every
+    /// millisecond unless it is in a hurry. `spin`: how long to poll after the last thing that happened before sleeping.
     pub fn run(
         &mut self,
         clock: Clock,
         spin: Duration,
-        mut attend: impl FnMut(&mut Self, Nanos) -> bool,
+        mut attend: impl FnMut(&mut Self, Nanos) -> Next,
     ) {
         let spin = spin.as_nanos() as Nanos;
         let mut last = clock.now();
@@ -46,9 +57,11 @@ impl Relay<TcpNetwork> {
         loop {
             let now = clock.now();
             if now >= attend_due {
-                attend_due = now + 1_000_000;
-                if !attend(self, now) {
-                    return;
+                match attend(self, now) {
+                    Next::GoOn => attend_due = now + 1_000_000,
+                    // Not asleep before the rest, then.
+                    Next::Hurry => (attend_due, last) = (now, now),
+                    Next::End => return,
                 }
             }
             if self.step(now) {
@@ -93,7 +106,7 @@ impl Relay<TcpNetwork> {
                 if stream.control.socket().is_some_and(Socket::has_received) {
                     until = now;
                 }
-            } else if !peer.dialling && !peer.unused {
+            } else if !peer.dialling && !peer.unused && self.draining.is_none() {
                 until = until.min(peer.dial_due);
             }
         }

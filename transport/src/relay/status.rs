@@ -1,8 +1,8 @@
 //! What a relay tells about itself.
 
 use super::rings::{Inbound, Outbound};
-use super::{Relay, Totals};
-use crate::network::Network;
+use super::{Relay, Totals, Traffic};
+use crate::network::{Control, Network};
 use crate::session::Nanos;
 use tbus::{Address, Uuid};
 
@@ -15,6 +15,10 @@ pub struct Status {
     pub cluster: String,
     /// Where others reach it.
     pub endpoint: String,
+    /// The maps were read, and what they say was begun.
+    pub is_ready: bool,
+    /// It takes nobody in any more, and ends when its peers have what is in the rings.
+    pub is_draining: bool,
     /// Its peers.
     pub peers: Vec<PeerStatus>,
     /// The rings that lead to other hosts.
@@ -27,6 +31,31 @@ pub struct Status {
     pub warning: Option<String>,
 }
 
+/// How it is with a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// Rings are mirrored.
+    Connected,
+    /// It has said who it is, and the link is being made.
+    Connecting,
+    /// It is not there, or refuses; it is tried again and again.
+    Disconnected,
+    /// No channel leads there.
+    Unused,
+}
+
+impl PeerState {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            PeerState::Connected => "connected",
+            PeerState::Connecting => "connecting",
+            PeerState::Disconnected => "disconnected",
+            PeerState::Unused => "unused",
+        }
+    }
+}
+
 /// One peer.
 #[derive(Clone, Debug)]
 pub struct PeerStatus {
@@ -34,6 +63,10 @@ pub struct PeerStatus {
     pub endpoint: String,
     /// Its node number, if it was ever heard.
     pub node: Option<u32>,
+    /// How it is with it.
+    pub state: PeerState,
+    /// For how long it is connected, or not; nanoseconds.
+    pub since: Nanos,
     /// The transport in use, while connected.
     pub transport: Option<&'static str>,
     /// "encrypt", "authenticate" or "none", if its number was ever heard.
@@ -44,8 +77,16 @@ pub struct PeerStatus {
     pub ups: u64,
     /// How often it went down.
     pub downs: u64,
-    /// Why it is not connected, or was not the last time.
+    /// Why it is not connected now.
     pub trouble: Option<String>,
+    /// Why it was disconnected last.
+    pub last_end: Option<String>,
+    /// How long it is there and back, nanoseconds.
+    pub round_trip: Option<Nanos>,
+    /// What went there and came from there.
+    pub traffic: Traffic,
+    /// The same of the last second.
+    pub rates: Traffic,
 }
 
 /// One ring.
@@ -67,22 +108,102 @@ pub struct RingStatus {
     pub bytes: u64,
     /// Why it is not mirrored, or was not the last time.
     pub trouble: Option<String>,
+    /// Its room, bytes.
+    pub capacity: u64,
+    /// Bytes of it that are taken up.
+    pub used: u64,
+    /// Of a ring that leads out, bytes that the peer has not acknowledged; of one that comes in, those that the application
+    /// has not released.
+    pub lag: u64,
+    /// For how long the first of them was seen there, nanoseconds.
+    pub oldest: Option<Nanos>,
+    /// Gaps that could not be healed.
+    pub gaps: u64,
+    /// Messages in them, as far as known.
+    pub lost_messages: u64,
+}
+
+/// A status that is being gathered, some rings at a time: all of ten thousand channels at once would keep messages waiting.
+#[derive(Debug, Default)]
+pub struct Survey {
+    rings: Vec<RingStatus>,
+    next: usize,
 }
 
 impl<N: Network> Relay<N> {
     /// What there is to tell.
     pub fn status(&self, now: Nanos) -> Status {
-        let peers = self.peers.iter().map(|peer| PeerStatus {
+        let all = self.rings.out.len() + self.rings.inn.len();
+        let done = self.survey(&mut Survey::default(), all, now);
+        done.expect("all rings are looked at")
+    }
+
+    /// Looks at `turn` more rings; at the end, what there is to tell.
+    pub fn survey(&self, survey: &mut Survey, turn: usize, now: Nanos) -> Option<Status> {
+        let (outs, all) = (
+            self.rings.out.len(),
+            self.rings.out.len() + self.rings.inn.len(),
+        );
+        let end = survey.next.saturating_add(turn).min(all);
+        for index in survey.next..end {
+            survey.rings.extend(match index.checked_sub(outs) {
+                None => self.rings.out[index]
+                    .as_ref()
+                    .map(|ring| self.outbound(ring, now)),
+                Some(index) => self.rings.inn[index]
+                    .as_ref()
+                    .map(|ring| inbound(ring, now)),
+            });
+        }
+        survey.next = end;
+        (end == all).then(|| Status {
+            node: self.settings.node,
+            cluster: self.settings.cluster.clone(),
+            endpoint: self.settings.endpoint.clone(),
+            is_ready: self.is_ready(),
+            is_draining: self.draining.is_some(),
+            peers: self.peers(now),
+            rings: std::mem::take(&mut survey.rings),
+            totals: self.totals(),
+            refused: self.network.refused(),
+            warning: self.network.warning(),
+        })
+    }
+
+    /// What there is to tell of the peers alone.
+    pub fn peers(&self, now: Nanos) -> Vec<PeerStatus> {
+        let peer = |peer: &super::Peer<N>| PeerStatus {
             endpoint: peer.name(),
             node: peer.node,
+            state: match (&peer.link, &peer.control) {
+                (Some(_), _) => PeerState::Connected,
+                (None, Some(_)) => PeerState::Connecting,
+                (None, None) if peer.unused => PeerState::Unused,
+                (None, None) => PeerState::Disconnected,
+            },
+            since: now.saturating_sub(peer.up_since.unwrap_or(peer.down_since)),
             transport: peer.link.is_some().then_some("tcp"),
             security: peer.node.map(|node| self.network.security_of(node)),
             up_for: peer.up_since.map(|since| now.saturating_sub(since)),
             ups: peer.ups,
             downs: peer.downs,
             trouble: peer.trouble.clone(),
-        });
-        let out = |ring: &Outbound| RingStatus {
+            last_end: peer.last_end.clone(),
+            round_trip: peer.control.as_ref().and_then(|stream| {
+                let time = stream.control.round_trip()?;
+                Some(time.as_nanos() as Nanos)
+            }),
+            traffic: peer.traffic,
+            rates: peer.rates,
+        };
+        self.peers.iter().map(peer).collect()
+    }
+
+    fn outbound(&self, ring: &Outbound, now: Nanos) -> RingStatus {
+        let released = ring.reader.released().position;
+        let tail = ring.reader.tail().map_or(released, |tail| tail.position);
+        let oldest = ring.ages.oldest(ring.delivered);
+        RingStatus {
             ends: ring.ends,
             ring: ring.ring,
             peer: ring.peer,
@@ -91,33 +212,34 @@ impl<N: Network> Relay<N> {
             messages: ring.messages,
             bytes: ring.bytes,
             trouble: ring.trouble.clone(),
-        };
-        let inn = |ring: &Inbound| RingStatus {
-            ends: ring.ends,
-            ring: ring.ring,
-            peer: ring.peer,
-            outbound: false,
-            running: ring.slot.is_some(),
-            messages: ring.messages,
-            bytes: ring.bytes,
-            trouble: ring.trouble.clone(),
-        };
-        Status {
-            node: self.settings.node,
-            cluster: self.settings.cluster.clone(),
-            endpoint: self.settings.endpoint.clone(),
-            peers: peers.collect(),
-            rings: self
-                .rings
-                .out
-                .iter()
-                .flatten()
-                .map(out)
-                .chain(self.rings.inn.iter().flatten().map(inn))
-                .collect(),
-            totals: self.totals,
-            refused: self.network.refused(),
-            warning: self.network.warning(),
+            capacity: ring.reader.ring().header().capacity,
+            used: tail - released,
+            lag: tail.saturating_sub(ring.delivered),
+            oldest: oldest.map(|since| now.saturating_sub(since)),
+            gaps: ring.gaps,
+            lost_messages: ring.lost_messages,
         }
+    }
+}
+
+fn inbound(ring: &Inbound, now: Nanos) -> RingStatus {
+    let tail = ring.writer.as_ref().map(|writer| writer.tail().position);
+    let unread = tail.map_or(0, |tail| tail.saturating_sub(ring.consumed));
+    let oldest = ring.ages.oldest(ring.consumed).filter(|_| unread > 0);
+    RingStatus {
+        ends: ring.ends,
+        ring: ring.ring,
+        peer: ring.peer,
+        outbound: false,
+        running: ring.slot.is_some(),
+        messages: ring.messages,
+        bytes: ring.bytes,
+        trouble: ring.trouble.clone(),
+        capacity: ring.capacity,
+        used: unread,
+        lag: unread,
+        oldest: oldest.map(|since| now.saturating_sub(since)),
+        gaps: ring.gaps,
+        lost_messages: ring.lost_messages,
     }
 }

@@ -24,7 +24,7 @@ use rustls::{
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tbus::config::{AllowedPeer, PemFiles, Security};
 use tbus::grm::RelayEndpoint;
@@ -386,11 +386,43 @@ impl Trust {
 
 /// The files of TLS as they were when last read, and who is believed by them.
 #[derive(Debug)]
-pub struct Tls {
+pub struct Tls(RwLock<InUse>);
+
+#[derive(Debug)]
+struct InUse {
+    read: Read,
+    trust: Arc<Trust>,
+    last_reload: Option<Reload>,
+}
+
+/// Files of TLS that were read and found good.
+#[derive(Debug)]
+pub struct Read {
     files: PemFiles,
-    /// Who is believed.
-    pub trust: Trust,
-    loaded: RwLock<(Seen, Arc<Credentials>)>,
+    seen: Seen,
+    credentials: Arc<Credentials>,
+}
+
+impl Read {
+    /// Reads the files, see [`Credentials::load`].
+    pub fn new(files: PemFiles) -> Result<Read, String> {
+        let seen = look_at(&files);
+        let credentials = Arc::new(Credentials::load(&files)?);
+        Ok(Read {
+            files,
+            seen,
+            credentials,
+        })
+    }
+}
+
+/// What became of files that were exchanged while the relay runs.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// When that was seen.
+    pub at: SystemTime,
+    /// What is in use now; or why they are not used, and the old ones stay.
+    pub result: Result<String, String>,
 }
 
 /// What a file looks like from outside: enough to see that it was exchanged.
@@ -407,41 +439,91 @@ fn look_at(files: &PemFiles) -> Seen {
 impl Tls {
     /// Reads the files.
     pub fn new(files: PemFiles, trust: Trust) -> Result<Tls, String> {
-        let seen = look_at(&files);
-        let credentials = Arc::new(Credentials::load(&files)?);
-        Ok(Tls {
-            files,
-            trust,
-            loaded: RwLock::new((seen, credentials)),
-        })
+        Ok(Tls(RwLock::new(InUse {
+            read: Read::new(files)?,
+            trust: Arc::new(trust),
+            last_reload: None,
+        })))
+    }
+
+    fn get<T>(&self, what: impl Fn(&InUse) -> T) -> T {
+        what(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, InUse> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those that new connections use.
     pub fn credentials(&self) -> Arc<Credentials> {
-        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
-        loaded.1.clone()
+        self.get(|in_use| in_use.read.credentials.clone())
+    }
+
+    /// Who is believed by now.
+    pub fn trust(&self) -> Arc<Trust> {
+        self.get(|in_use| in_use.trust.clone())
+    }
+
+    /// Certificate, private key, authority: which of `read` are other files than those in use, or have another content.
+    pub fn differs(&self, read: &Read) -> [bool; 3] {
+        self.get(|in_use| {
+            let paths = |files: &PemFiles| {
+                [&files.certificate, &files.private_key, &files.authority].map(Clone::clone)
+            };
+            let (old, new) = (paths(&in_use.read.files), paths(&read.files));
+            std::array::from_fn(|n| old[n] != new[n] || in_use.read.seen[n] != read.seen[n])
+        })
+    }
+
+    /// From now on these hold for new connections, together.
+    pub fn replace(&self, read: Read, trust: Trust) {
+        let mut in_use = self.change();
+        (in_use.read, in_use.trust) = (read, Arc::new(trust));
     }
 
     /// Reads the files anew if they were changed. `None` if they were not; an error leaves everything as it was, and is told
     /// once for each change.
     pub fn reload(&self) -> Option<Result<Arc<Credentials>, String>> {
-        let seen = look_at(&self.files);
-        if self.loaded.read().unwrap_or_else(PoisonError::into_inner).0 == seen {
+        let (files, old) = self.get(|in_use| (in_use.read.files.clone(), in_use.read.seen));
+        let seen = look_at(&files);
+        if old == seen {
             return None;
         }
-        let read = Credentials::load(&self.files).map(Arc::new);
-        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        loaded.0 = seen;
+        let read = Credentials::load(&files).map(Arc::new);
+        let mut in_use = self.change();
+        if in_use.read.files != files {
+            return None; // others were given meanwhile
+        }
+        in_use.read.seen = seen;
+        in_use.last_reload = Some(Reload {
+            at: SystemTime::now(),
+            result: match &read {
+                Ok(new) => Ok(format!(
+                    "{}, until {}",
+                    new.names.join(", "),
+                    date(new.until)
+                )),
+                Err(why) => Err(why.clone()),
+            },
+        });
         if let Ok(credentials) = &read {
-            loaded.1 = credentials.clone();
+            in_use.read.credentials = credentials.clone();
         }
         Some(read)
     }
 
+    /// What became of the files that were exchanged last, if any were.
+    pub fn last_reload(&self) -> Option<Reload> {
+        self.get(|in_use| in_use.last_reload.clone())
+    }
+
     /// What is to be told about the certificate, if anything.
     pub fn warning(&self) -> Option<String> {
-        let until = self.credentials().until;
-        let path = self.files.certificate.display();
+        let (until, path) = self.get(|in_use| {
+            let path = in_use.read.files.certificate.clone();
+            (in_use.read.credentials.until, path)
+        });
+        let path = path.display();
         let mend = "make another one and put it in its place: tbusd cert node";
         match until.duration_since(SystemTime::now()) {
             Ok(left) if left > SOON => None,
