@@ -301,7 +301,7 @@ tbusd: the file is refused; nothing was changed
 "#]]);
     place.check_changed("node = 1", "nod = 1", 3, str![[r#"
 bad.toml:1:1: the file has no node; add it
-bad.toml:2:1: nod is not known in the relay's file; known are cluster, node, gcim_key, relay_key, listen, metrics, workers, security, certificate, private_key, authority, allow
+bad.toml:2:1: nod is not known in the relay's file; known are cluster, node, gcim_key, relay_key, listen, metrics, drain, alarm_full, alarm_age, workers, security, certificate, private_key, authority, allow
 tbusd: the file is refused; nothing was changed
 
 "#]]);

@@ -7,6 +7,9 @@
 //! relay_key = 2688                # the routes, as in RelayMnger
 //! listen = "0.0.0.0:1027"         # the default; without a port: 1027
 //! metrics = "127.0.0.1:9127"      # the default; "none": no metrics
+//! drain = 5                       # the default; seconds that the end waits for what is in the rings
+//! alarm_full = 80                 # the default; a ring that is so full, in percent, is told
+//! alarm_age = 10                  # the default; what nobody has taken for so many seconds is told
 //! workers = 2                     # default: as many as peers, at most as many as processors
 //! security = "encrypt"            # the default; authenticate, none
 //! certificate = "node1.pem"       # the next three for all but none; relative to this file
@@ -24,7 +27,9 @@ use super::source::{self, At, Node};
 use super::{ConfigError, Fields, Problem, Reader, RelayEndpoint};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The port that relays listen on if none is given.
 pub const RELAY_PORT: u16 = 1027;
@@ -32,6 +37,14 @@ pub const RELAY_PORT: u16 = 1027;
 pub const METRICS_PORT: u16 = 9127;
 /// The longest name of a cluster, bytes.
 pub const MAX_CLUSTER: usize = 255;
+/// Seconds that the end of a relay waits for what is in its rings, if no others are given.
+pub const DRAIN: u64 = 5;
+/// So full is a ring, in percent, that is told, if nothing else is given.
+pub const ALARM_FULL: u64 = 80;
+/// So old are messages, in seconds, that are told, if nothing else is given.
+pub const ALARM_AGE: u64 = 10;
+/// The most seconds that may be given.
+const MAX_SECONDS: u64 = 86_400;
 /// The most workers.
 const MAX_WORKERS: u64 = 1024;
 
@@ -107,6 +120,12 @@ pub struct RelayConfig {
     pub listen: SocketAddr,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
+    /// How long the end waits for what is in the rings.
+    pub drain: Duration,
+    /// A ring that is so full, in percent, is told.
+    pub alarm_full: u64,
+    /// What nobody has taken for so long is told.
+    pub alarm_age: Duration,
     /// Threads that move data; `None`: as many as peers, at most as many as processors.
     pub workers: Option<usize>,
     /// For peers that `allow` says nothing else about.
@@ -140,6 +159,9 @@ impl Reader {
             "relay_key",
             "listen",
             "metrics",
+            "drain",
+            "alarm_full",
+            "alarm_age",
             "workers",
             "security",
             "certificate",
@@ -166,6 +188,9 @@ impl Reader {
         {
             self.refuse_same_socket(at.at, listen, metrics);
         }
+        let drain = self.up_to(&mut fields, "drain", 0..=MAX_SECONDS, DRAIN);
+        let alarm_full = self.up_to(&mut fields, "alarm_full", 1..=100, ALARM_FULL);
+        let alarm_age = self.up_to(&mut fields, "alarm_age", 1..=MAX_SECONDS, ALARM_AGE);
         let workers = match fields.take("workers") {
             Some(node) => self.workers(node).map(Some),
             None => Some(None),
@@ -191,6 +216,9 @@ impl Reader {
             relay_key: relay_key?,
             listen: listen?,
             metrics: metrics?,
+            drain: Duration::from_secs(drain?),
+            alarm_full: alarm_full?,
+            alarm_age: Duration::from_secs(alarm_age?),
             workers: workers?,
             security: security?,
             pem: pem?,
@@ -228,6 +256,29 @@ impl Reader {
             return None;
         }
         Some(workers as usize)
+    }
+
+    /// A number between two, or the one that holds if none is given.
+    fn up_to(
+        &mut self,
+        fields: &mut Fields<'_>,
+        name: &str,
+        range: RangeInclusive<u64>,
+        default: u64,
+    ) -> Option<u64> {
+        let Some(node) = fields.take(name) else {
+            return Some(default);
+        };
+        let number = self.number(node, 10, *range.end())?;
+        if !range.contains(&number) {
+            let mend = format!(
+                "give {} at least, or leave it out for {default}",
+                range.start()
+            );
+            self.refuse(node.at, format!("{number} is no value for {name}"), mend);
+            return None;
+        }
+        Some(number)
     }
 
     /// An IP address, with or without a port.

@@ -48,6 +48,9 @@ fn reads_every_key() {
             relay_key: 2688,
             listen: "10.1.44.61:1027".parse().unwrap(),
             metrics: Some("[::1]:9200".parse().unwrap()),
+            drain: Duration::from_secs(DRAIN),
+            alarm_full: ALARM_FULL,
+            alarm_age: Duration::from_secs(ALARM_AGE),
             workers: Some(3),
             security: Security::Encrypt,
             pem: Some(PemFiles {
@@ -137,6 +140,36 @@ fn refuses_with_row_column_and_reason() {
             "listen and metrics both have port 1027",
         ),
         ("workers = 3", "workers = 0", (7, 1), "0 workers"),
+        (
+            "workers = 3",
+            "alarm_full = 0",
+            (7, 1),
+            "0 is no value for alarm_full",
+        ),
+        (
+            "workers = 3",
+            "alarm_full = 101",
+            (7, 1),
+            "'101' is no value for alarm_full",
+        ),
+        (
+            "workers = 3",
+            "alarm_age = 0",
+            (7, 1),
+            "0 is no value for alarm_age",
+        ),
+        (
+            "workers = 3",
+            "drain = 86401",
+            (7, 1),
+            "'86401' is no value for drain",
+        ),
+        (
+            "workers = 3",
+            "drain = \"5s\"",
+            (7, 1),
+            "'5s' is no value for drain",
+        ),
         (
             "workers = 3",
             "workers = 2000",

@@ -1,24 +1,37 @@
 //! `tbusd`: the relay as a daemon.
 
+mod alarms;
 pub mod cert;
 pub mod cli;
+mod http;
+mod metrics;
+mod reload;
+mod snapshot;
 mod status;
+mod systemd;
 
 use crate::command::{Failure, Result};
+use alarms::Limits;
+use http::Server;
+use reload::Reload;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use snapshot::{Answers, Asker, More};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use systemd::ServiceManager;
 use tbus::config::{RelayConfig, Security, read_relay};
 use tbus::grm::{Grm, RelayEndpoint};
 use tbus::{Bus, Directory};
-use tbus_transport::relay::run::{Clock, DEFAULT_SPIN};
+use tbus_transport::relay::drain::Remainder;
+use tbus_transport::relay::run::{Clock, DEFAULT_SPIN, Next};
 use tbus_transport::relay::{Relay, Settings};
 use tbus_transport::tcp_network::TcpNetwork;
-use tbus_transport::tls::{Tls, Trust};
-use tracing::info;
+use tbus_transport::tls::{Read, Tls, Trust};
+use tracing::{info, warn};
 
 pub use status::ask;
 
@@ -62,7 +75,7 @@ fn open(config: &RelayConfig) -> Result<(Bus, Grm)> {
 }
 
 /// What the file says about security must be able to work: with TLS its files, without it an address of this host alone.
-fn tls(file: &Path, config: &RelayConfig) -> Result<Option<Tls>> {
+fn security(file: &Path, config: &RelayConfig) -> Result<Option<(Read, Trust)>> {
     let refuse = |what| Failure::Asked(format!("{}: {what}", file.display()));
     if let Some(pem) = config
         .pem
@@ -74,7 +87,8 @@ fn tls(file: &Path, config: &RelayConfig) -> Result<Option<Tls>> {
             security: config.security,
             allow: config.allow.clone(),
         };
-        return Tls::new(pem.clone(), trust).map(Some).map_err(refuse);
+        let read = Read::new(pem.clone()).map_err(refuse)?;
+        return Ok(Some((read, trust)));
     }
     match config.listen.ip().is_loopback() {
         true => Ok(None),
@@ -84,6 +98,11 @@ fn tls(file: &Path, config: &RelayConfig) -> Result<Option<Tls>> {
             config.listen
         ))),
     }
+}
+
+fn tls(file: &Path, config: &RelayConfig) -> Result<Option<Arc<Tls>>> {
+    let secured = security(file, config)?;
+    Ok(secured.map(|(read, trust)| Arc::new(Tls::with(read, trust))))
 }
 
 /// What to say about the certificate.
@@ -120,33 +139,137 @@ fn endpoint(address: SocketAddr) -> RelayEndpoint {
     }
 }
 
+/// Signals that have come.
+struct Signals {
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn register() -> Result<Signals> {
+        let flag = |signals: &[i32]| -> Result<_> {
+            let flag = Arc::new(AtomicBool::new(false));
+            for signal in signals {
+                signal_hook::flag::register(*signal, flag.clone())
+                    .map_err(|e| Failure::Other(format!("cannot wait for signal {signal}: {e}")))?;
+            }
+            Ok(flag)
+        };
+        Ok(Signals {
+            stop: flag(&[SIGTERM, SIGINT])?,
+            reload: flag(&[SIGHUP])?,
+        })
+    }
+
+    fn came(flag: &AtomicBool) -> bool {
+        flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// A relay's surroundings, while it runs.
+struct Running {
+    file: PathBuf,
+    /// What holds: the file as it was read last, but for what needs a restart.
+    config: RelayConfig,
+    tls: Option<Arc<Tls>>,
+    signals: Signals,
+    service: ServiceManager,
+    asker: Asker,
+    answers: Answers,
+    /// Or why they are not served.
+    metrics: std::result::Result<Option<Server>, String>,
+    last_reload: Option<Reload>,
+    /// When it ends at the latest.
+    ending: Option<u64>,
+}
+
+impl Running {
+    /// What is done besides the relay's work, between two passes of it.
+    fn attend(&mut self, relay: &mut Relay<TcpNetwork>, now: u64) -> Next {
+        self.service.attend(relay, now);
+        if Signals::came(&self.signals.reload) && self.ending.is_none() {
+            self.service.reloading();
+            self.reload(relay, now);
+            self.service.reloaded();
+        }
+        if Signals::came(&self.signals.stop) {
+            if self.ending.is_some() {
+                warn!("a second signal: the relay ends at once");
+                return Next::End;
+            }
+            self.service.stopping();
+            relay.drain();
+            self.ending = Some(now + self.config.drain.as_nanos() as u64);
+            info!(
+                "a signal: the relay ends when its peers have what is in the rings, or after {} s",
+                self.config.drain.as_secs()
+            );
+        }
+        if let Some(ending) = self.ending
+            && (relay.is_drained() || now >= ending)
+        {
+            return Next::End;
+        }
+        let (config, tls, reload, metrics) =
+            (&self.config, &self.tls, &self.last_reload, &self.metrics);
+        let more = || More {
+            limits: Limits {
+                full: config.alarm_full,
+                age: config.alarm_age,
+            },
+            reload: reload.clone(),
+            certificates: tls.as_ref().and_then(|tls| tls.last_reload()),
+            until: tls.as_ref().map(|tls| tls.credentials().until),
+            metrics: match metrics {
+                Ok(None) => Ok("none".into()),
+                Ok(Some(server)) => Ok(format!("http://{}/metrics", server.address())),
+                Err(why) => Err(why.clone()),
+            },
+        };
+        match self.answers.attend(relay, now, more) {
+            true => Next::Hurry,
+            false => Next::GoOn,
+        }
+    }
+}
+
+/// Lines about what is left when a relay ends.
+const LINES: usize = 100;
+
+/// Says what the peers have not got.
+fn tell_remainders(relay: &Relay<TcpNetwork>) {
+    let left = relay.remainders();
+    for Remainder {
+        channel,
+        peer,
+        messages,
+        bytes,
+    } in left.iter().take(LINES)
+    {
+        let messages = messages.map_or("an unknown number of".into(), |n| n.to_string());
+        warn!(
+            "{channel}: {messages} messages ({bytes} bytes) are not acknowledged by {peer}; they stay in the ring, and the next \
+             relay sends them"
+        );
+    }
+    if left.len() > LINES {
+        let more = left.len() - LINES;
+        warn!(
+            "and {more} more channels have messages that are not acknowledged; tbusmgr --see-all lists the rings"
+        );
+    }
+}
+
 /// Runs the relay until a signal ends it.
 pub fn run(file: &Path, options: &Options) -> Result<()> {
+    let signals = Signals::register()?;
     let config = read_relay(file)?;
     let tls = tls(file, &config)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, stop.clone())
-            .map_err(|e| Failure::Other(format!("cannot wait for signal {signal}: {e}")))?;
-    }
     let (bus, grm) = open(&config)?;
     if let Some(tls) = &tls {
         info!("{}", describe(&config, tls));
     }
-    let network = match tls {
-        None => TcpNetwork::listen(config.listen, &[]),
-        Some(tls) => TcpNetwork::listen_with(config.listen, &[], tls),
-    };
-    let network = network.map_err(|e| {
-        let text = format!(
-            "cannot listen at {}: {e}; is a relay running already?",
-            config.listen
-        );
-        match e.kind() {
-            ErrorKind::AddrInUse => Failure::Busy(text),
-            _ => Failure::Other(text),
-        }
-    })?;
+    let network = listen(&config, tls.clone())?;
     let listen = network.address();
     let settings = Settings {
         node: config.node,
@@ -157,7 +280,8 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
             false => endpoint(listen).to_string(),
         },
     };
-    let questions = status::answer(&socket_path(&config))?;
+    let (asker, answers) = snapshot::channel();
+    status::answer(&socket_path(&config), asker.clone())?;
     let mut relay = Relay::new(settings, bus, grm, network)?;
     relay.allow(config.allow.iter().map(|peer| peer.node).collect());
     info!(
@@ -170,13 +294,43 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
         "tbusd {} begins",
         env!("CARGO_PKG_VERSION")
     );
+    let socket = socket_path(&config);
+    let mut running = Running {
+        file: file.into(),
+        metrics: http::begin(config.metrics, &asker),
+        config,
+        tls,
+        signals,
+        service: ServiceManager::new(),
+        asker,
+        answers,
+        last_reload: None,
+        ending: None,
+    };
     let spin = options.spin.unwrap_or(DEFAULT_SPIN);
     relay.run(Clock::default(), spin, |relay, now| {
-        questions.answer_all(relay, now);
-        !stop.load(Ordering::Relaxed)
+        running.attend(relay, now)
     });
+    tell_remainders(&relay);
     relay.end();
-    let _ = std::fs::remove_file(socket_path(&config));
+    let _ = std::fs::remove_file(socket);
     info!("ended by a signal; what is in the rings stays there");
     Ok(())
+}
+
+fn listen(config: &RelayConfig, tls: Option<Arc<Tls>>) -> Result<TcpNetwork> {
+    let network = match tls {
+        None => TcpNetwork::listen(config.listen, &[]),
+        Some(tls) => TcpNetwork::listen_with(config.listen, &[], tls),
+    };
+    network.map_err(|e| {
+        let text = format!(
+            "cannot listen at {}: {e}; is a relay running already?",
+            config.listen
+        );
+        match e.kind() {
+            ErrorKind::AddrInUse => Failure::Busy(text),
+            _ => Failure::Other(text),
+        }
+    })
 }

@@ -1,5 +1,7 @@
 //! How a running relay is asked about itself: a socket in the directory of its bus, a question a connection.
 
+use super::reload::{Answer, Item, Reload};
+use super::snapshot::{Asker, PATIENCE, Snapshot};
 use super::socket_path;
 use crate::columns::{Align, Columns};
 use crate::command::{Failure, Result};
@@ -8,22 +10,14 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::mpsc;
-use std::time::Duration;
-use tbus::Bus;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tbus::Template;
 use tbus::config::read_relay;
-use tbus_transport::network::Network;
-use tbus_transport::relay::Relay;
-use tbus_transport::relay::status::Status;
+use tbus_transport::relay::Traffic;
+use tbus_transport::relay::status::{PeerStatus, RingStatus};
 
-/// A relay that does not answer for so long is stopped or busy without end.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Questions that wait for the relay's thread.
-pub(super) struct Questions(mpsc::Receiver<mpsc::Sender<Value>>);
-
-/// Answers at `path`, by a thread that asks the relay's.
-pub(super) fn answer(path: &Path) -> Result<Questions> {
+/// Answers at `path`, by a thread that asks the relay's and does what takes time.
+pub(super) fn answer(path: &Path, asker: Asker) -> Result<()> {
     let fail = |e| Failure::Other(format!("cannot answer at {}: {e}", path.display()));
     if UnixStream::connect(path).is_ok() {
         return Err(Failure::Busy(format!(
@@ -36,66 +30,102 @@ pub(super) fn answer(path: &Path) -> Result<Questions> {
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(fail)?;
-    let (sender, questions) = mpsc::channel::<mpsc::Sender<Value>>();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (answer, awaited) = mpsc::channel();
-            if sender.send(answer).is_err() {
-                return;
-            }
             let _ = stream.set_write_timeout(Some(PATIENCE));
-            if let Ok(value) = awaited.recv_timeout(PATIENCE) {
-                let _ = (&stream).write_all(value.to_string().as_bytes());
+            if let Some(snapshot) = asker.ask(true, PATIENCE) {
+                let _ = (&stream).write_all(to_json(&snapshot).to_string().as_bytes());
             }
         }
     });
-    Ok(Questions(questions))
+    Ok(())
 }
 
-impl Questions {
-    pub fn answer_all<N: Network>(&self, relay: &Relay<N>, now: u64) {
-        while let Ok(question) = self.0.try_recv() {
-            let _ = question.send(to_json(&relay.status(now), relay.bus()));
-        }
-    }
+fn traffic(traffic: &Traffic) -> Value {
+    json!({
+        "sent_messages": traffic.sent_messages,
+        "sent_bytes": traffic.sent_bytes,
+        "received_messages": traffic.received_messages,
+        "received_bytes": traffic.received_bytes,
+    })
 }
 
-fn to_json(status: &Status, bus: &Bus) -> Value {
-    let template = bus.template();
-    let peers: Vec<_> = status
-        .peers
-        .iter()
-        .map(|peer| {
-            json!({
-                "endpoint": peer.endpoint,
-                "node": peer.node,
-                "transport": peer.transport,
-                "security": peer.security,
-                "up_seconds": peer.up_for.map(|up| up as f64 / 1e9),
-                "ups": peer.ups,
-                "downs": peer.downs,
-                "trouble": peer.trouble,
-            })
-        })
+fn peer_to_json(peer: &PeerStatus) -> Value {
+    json!({
+        "endpoint": peer.endpoint,
+        "node": peer.node,
+        "state": peer.state.name(),
+        "since_seconds": peer.since as f64 / 1e9,
+        "transport": peer.transport,
+        "security": peer.security,
+        "up_seconds": peer.up_for.map(|up| up as f64 / 1e9),
+        "ups": peer.ups,
+        "downs": peer.downs,
+        "trouble": peer.trouble,
+        "last_end": peer.last_end,
+        "round_trip_seconds": peer.round_trip.map(|time| time as f64 / 1e9),
+        "totals": traffic(&peer.traffic),
+        "last_second": traffic(&peer.rates),
+    })
+}
+
+fn ring_to_json(ring: &RingStatus, template: &Template) -> Value {
+    let [from, to] = ring.ends.map(|end| template.show(end).to_string());
+    json!({
+        "from": from,
+        "to": to,
+        "ring": ring.ring.to_string(),
+        "peer": ring.peer,
+        "outbound": ring.outbound,
+        "running": ring.running,
+        "messages": ring.messages,
+        "bytes": ring.bytes,
+        "trouble": ring.trouble,
+        "capacity": ring.capacity,
+        "used": ring.used,
+        "lag": ring.lag,
+        "oldest_seconds": ring.oldest.map(|age| age as f64 / 1e9),
+        "gaps": ring.gaps,
+        "lost_messages": ring.lost_messages,
+    })
+}
+
+fn time(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    crate::command::time(since.as_nanos() as u64)
+}
+
+fn reload_to_json(reload: &Reload) -> Value {
+    let item =
+        |item: &Item| json!({"key": item.key, "answer": item.answer.name(), "text": item.text});
+    json!({
+        "time": time(reload.at),
+        "items": reload.items.iter().map(item).collect::<Vec<_>>(),
+        "refused": reload.refused,
+    })
+}
+
+fn to_json(snapshot: &Snapshot) -> Value {
+    let Snapshot {
+        status,
+        template,
+        more,
+    } = snapshot;
+    let peers: Vec<_> = status.peers.iter().map(peer_to_json).collect();
+    let rings = status.rings.iter();
+    let rings: Vec<_> = rings.map(|ring| ring_to_json(ring, template)).collect();
+    let alarms = snapshot.alarms();
+    let alarms = alarms.iter();
+    let alarms: Vec<_> = alarms
+        .map(|alarm| json!({"alarm": alarm.kind.name(), "text": alarm.text}))
         .collect();
-    let rings: Vec<_> = status
-        .rings
-        .iter()
-        .map(|ring| {
-            let [from, to] = ring.ends.map(|end| template.show(end).to_string());
-            json!({
-                "from": from,
-                "to": to,
-                "ring": ring.ring.to_string(),
-                "peer": ring.peer,
-                "outbound": ring.outbound,
-                "running": ring.running,
-                "messages": ring.messages,
-                "bytes": ring.bytes,
-                "trouble": ring.trouble,
-            })
-        })
-        .collect();
+    let certificates = more.certificates.as_ref().map(|reload| {
+        let (answer, text) = match &reload.result {
+            Ok(text) => (Answer::Applied, text),
+            Err(why) => (Answer::Refused, why),
+        };
+        json!({"time": time(reload.at), "answer": answer.name(), "text": text})
+    });
     let t = &status.totals;
     json!({
         "format": "tbusd-status-1",
@@ -103,8 +133,15 @@ fn to_json(status: &Status, bus: &Bus) -> Value {
         "node": status.node,
         "cluster": status.cluster,
         "endpoint": status.endpoint,
+        "ready": status.is_ready,
+        "draining": status.is_draining,
+        "metrics": more.metrics.as_ref().ok(),
+        "metrics_trouble": more.metrics.as_ref().err(),
         "peers": peers,
         "rings": rings,
+        "alarms": alarms,
+        "last_reload": more.reload.as_ref().map(reload_to_json),
+        "last_certificates": certificates,
         "warning": status.warning,
         "refused_connections": status.refused,
         "totals": {
@@ -172,57 +209,8 @@ fn to_text(status: &Value) -> String {
     );
     let empty = Vec::new();
     let all = |name: &str| status[name].as_array().unwrap_or(&empty).clone();
-    let mut peers = Columns::new(&[
-        ("peer", Align::Left),
-        ("node", Align::Right),
-        ("over", Align::Left),
-        ("security", Align::Left),
-        ("connected for", Align::Right),
-        ("times", Align::Right),
-        ("trouble", Align::Left),
-    ]);
-    for peer in all("peers") {
-        let up = peer["up_seconds"].as_f64().map_or("-".into(), |seconds| {
-            humantime::format_duration(Duration::from_secs(seconds as u64)).to_string()
-        });
-        peers.row(vec![
-            text_of(&peer["endpoint"]),
-            text_of(&peer["node"]),
-            text_of(&peer["transport"]),
-            text_of(&peer["security"]),
-            up,
-            text_of(&peer["ups"]),
-            text_of(&peer["trouble"]),
-        ]);
-    }
-    _ = write!(text, "\n{peers}");
-    let mut rings = Columns::new(&[
-        ("", Align::Left),
-        ("from", Align::Left),
-        ("to", Align::Left),
-        ("state", Align::Left),
-        ("messages", Align::Right),
-        ("bytes", Align::Right),
-        ("trouble", Align::Left),
-    ]);
-    for ring in all("rings") {
-        let outbound = ring["outbound"] == true;
-        rings.row(vec![
-            if outbound { "out" } else { "in" }.into(),
-            text_of(&ring["from"]),
-            text_of(&ring["to"]),
-            if ring["running"] == true {
-                "mirrored"
-            } else {
-                "waiting"
-            }
-            .into(),
-            text_of(&ring["messages"]),
-            text_of(&ring["bytes"]),
-            text_of(&ring["trouble"]),
-        ]);
-    }
-    _ = write!(text, "\n{rings}");
+    _ = write!(text, "\n{}", peers_to_text(&all("peers")));
+    _ = write!(text, "\n{}", rings_to_text(&all("rings")));
     let totals = &status["totals"];
     _ = writeln!(
         text,
@@ -235,8 +223,133 @@ fn to_text(status: &Value) -> String {
         totals["lost_messages"],
         totals["rejected"]
     );
-    if let Some(warning) = status["warning"].as_str() {
-        _ = writeln!(text, "warning: {warning}");
+    if let Some(why) = status["metrics_trouble"].as_str() {
+        _ = writeln!(text, "warning: {why}");
+    }
+    if status["draining"] == true {
+        text += "it ends: it waits for its peers to take what is in the rings\n";
+    }
+    reload_to_text(status, &mut text);
+    let alarms = all("alarms");
+    if alarms.is_empty() {
+        text += "no alarms\n";
+    }
+    for alarm in alarms {
+        _ = writeln!(text, "alarm: {}", text_of(&alarm["text"]));
     }
     text
+}
+
+/// What became of the file and the certificates when they were read anew last.
+fn reload_to_text(status: &Value, text: &mut String) {
+    let reload = &status["last_reload"];
+    if !reload.is_null() {
+        let items = reload["items"].as_array();
+        let items: Vec<String> = items
+            .into_iter()
+            .flatten()
+            .map(|item| format!("{}: {}", text_of(&item["key"]), text_of(&item["answer"])))
+            .collect();
+        let what = match reload["refused"].as_str() {
+            Some(why) => format!("refused, nothing was changed: {why}"),
+            None if items.is_empty() => "nothing in it has changed".into(),
+            None => items.join(", "),
+        };
+        let at = text_of(&reload["time"]);
+        _ = writeln!(text, "file read anew at {at}: {what}");
+    }
+    let certificates = &status["last_certificates"];
+    if !certificates.is_null() {
+        let [at, answer, what] =
+            ["time", "answer", "text"].map(|name| text_of(&certificates[name]));
+        _ = writeln!(text, "certificates read anew at {at}: {answer}: {what}");
+    }
+}
+
+/// A duration for people.
+fn span(seconds: &Value) -> String {
+    let whole = |seconds| Duration::from_secs(seconds as u64);
+    let span = |seconds| humantime::format_duration(whole(seconds)).to_string();
+    seconds.as_f64().map_or("-".into(), span)
+}
+
+fn peers_to_text(all: &[Value]) -> Columns {
+    let mut peers = Columns::new(&[
+        ("peer", Align::Left),
+        ("node", Align::Right),
+        ("state", Align::Left),
+        ("for", Align::Right),
+        ("over", Align::Left),
+        ("security", Align::Left),
+        ("times", Align::Right),
+        ("round trip", Align::Right),
+        ("out/s", Align::Right),
+        ("in/s", Align::Right),
+        ("trouble", Align::Left),
+    ]);
+    for peer in all {
+        let trip = peer["round_trip_seconds"].as_f64();
+        let trip = trip.map_or("-".into(), |s| format!("{:.0} us", s * 1e6));
+        let trouble = match (peer["trouble"].as_str(), peer["last_end"].as_str()) {
+            (Some(trouble), _) => trouble.to_string(),
+            (None, Some(last)) => format!("last: {last}"),
+            (None, None) => "-".into(),
+        };
+        peers.row(vec![
+            text_of(&peer["endpoint"]),
+            text_of(&peer["node"]),
+            text_of(&peer["state"]),
+            span(&peer["since_seconds"]),
+            text_of(&peer["transport"]),
+            text_of(&peer["security"]),
+            text_of(&peer["ups"]),
+            trip,
+            text_of(&peer["last_second"]["sent_messages"]),
+            text_of(&peer["last_second"]["received_messages"]),
+            trouble,
+        ]);
+    }
+    peers
+}
+
+fn rings_to_text(all: &[Value]) -> Columns {
+    let mut rings = Columns::new(&[
+        ("", Align::Left),
+        ("from", Align::Left),
+        ("to", Align::Left),
+        ("state", Align::Left),
+        ("messages", Align::Right),
+        ("bytes", Align::Right),
+        ("lag", Align::Right),
+        ("oldest", Align::Right),
+        ("full", Align::Right),
+        ("trouble", Align::Left),
+    ]);
+    for ring in all {
+        let number = |name: &str| ring[name].as_f64().unwrap_or(0.0);
+        rings.row(vec![
+            match ring["outbound"] == true {
+                true => "out",
+                false => "in",
+            }
+            .into(),
+            text_of(&ring["from"]),
+            text_of(&ring["to"]),
+            match ring["running"] == true {
+                true => "mirrored",
+                false => "waiting",
+            }
+            .into(),
+            text_of(&ring["messages"]),
+            text_of(&ring["bytes"]),
+            text_of(&ring["lag"]),
+            span(&ring["oldest_seconds"]),
+            format!(
+                "{:.0} %",
+                100.0 * number("used") / number("capacity").max(1.0)
+            ),
+            text_of(&ring["trouble"]),
+        ]);
+    }
+    rings
 }

@@ -1,5 +1,6 @@
 //! What a relay tells about itself.
 
+use super::peer::Peer;
 use super::rings::{Inbound, Outbound};
 use super::{Relay, Totals, Traffic};
 use crate::network::{Control, Network};
@@ -172,15 +173,10 @@ impl<N: Network> Relay<N> {
 
     /// What there is to tell of the peers alone.
     pub fn peers(&self, now: Nanos) -> Vec<PeerStatus> {
-        let peer = |peer: &super::Peer<N>| PeerStatus {
+        let peer = |peer: &Peer<N>| PeerStatus {
             endpoint: peer.name(),
             node: peer.node,
-            state: match (&peer.link, &peer.control) {
-                (Some(_), _) => PeerState::Connected,
-                (None, Some(_)) => PeerState::Connecting,
-                (None, None) if peer.unused => PeerState::Unused,
-                (None, None) => PeerState::Disconnected,
-            },
+            state: state_of(peer),
             since: now.saturating_sub(peer.up_since.unwrap_or(peer.down_since)),
             transport: peer.link.is_some().then_some("tcp"),
             security: peer.node.map(|node| self.network.security_of(node)),
@@ -197,6 +193,11 @@ impl<N: Network> Relay<N> {
             rates: peer.rates,
         };
         self.peers.iter().map(peer).collect()
+    }
+
+    /// How it is with each peer.
+    pub fn states(&self) -> Vec<PeerState> {
+        self.peers.iter().map(state_of).collect()
     }
 
     fn outbound(&self, ring: &Outbound, now: Nanos) -> RingStatus {
@@ -219,6 +220,15 @@ impl<N: Network> Relay<N> {
             gaps: ring.gaps,
             lost_messages: ring.lost_messages,
         }
+    }
+}
+
+fn state_of<N: Network>(peer: &Peer<N>) -> PeerState {
+    match (&peer.link, &peer.control) {
+        (Some(_), _) => PeerState::Connected,
+        (None, Some(_)) => PeerState::Connecting,
+        (None, None) if peer.unused => PeerState::Unused,
+        (None, None) => PeerState::Disconnected,
     }
 }
 

@@ -439,11 +439,16 @@ fn look_at(files: &PemFiles) -> Seen {
 impl Tls {
     /// Reads the files.
     pub fn new(files: PemFiles, trust: Trust) -> Result<Tls, String> {
-        Ok(Tls(RwLock::new(InUse {
-            read: Read::new(files)?,
+        Ok(Self::with(Read::new(files)?, trust))
+    }
+
+    /// With files that were read.
+    pub fn with(read: Read, trust: Trust) -> Tls {
+        Tls(RwLock::new(InUse {
+            read,
             trust: Arc::new(trust),
             last_reload: None,
-        })))
+        }))
     }
 
     fn get<T>(&self, what: impl Fn(&InUse) -> T) -> T {
