@@ -184,6 +184,7 @@ writes while it runs. It may be killed at any moment: what matters lies in the r
 one goes on.
 
 It stays in the foreground, for a supervisor such as systemd, and logs to the standard error output.
+SIGHUP reads its file anew, SIGTERM ends it when its peers have what is in the rings.
 
 Usage: tbusd [OPTIONS] --conf-file <FILE>
        tbusd <COMMAND>

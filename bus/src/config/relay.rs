@@ -143,6 +143,23 @@ pub fn read_relay(file: &Path) -> Result<RelayConfig, ConfigError> {
     })
 }
 
+/// Reads `node` and `gcim_key` alone, whatever else may be wrong: by these two a running relay is found, whose file may have got
+/// problems meanwhile.
+pub fn read_relay_identity(file: &Path) -> Result<(u32, u32), ConfigError> {
+    super::read(file, |bytes| {
+        let mut root = source::read(bytes, true).map_err(|problem| vec![problem])?;
+        root.children
+            .retain(|child| matches!(&*child.name.replace('_', ""), "node" | "gcimkey"));
+        Reader::default().finish(|reader| {
+            let known = ["node", "gcim_key"];
+            let mut fields = Fields::of(reader, &root, true, "the relay's file", &known, &[])?;
+            let node = reader.node(&mut fields, &root);
+            let key = reader.key(&mut fields, &root, "gcim_key");
+            Some((node?, key?))
+        })
+    })
+}
+
 /// Reads the bytes of such a file. With a directory, relative paths are taken from there and the files are opened once;
 /// without, paths are left as they are.
 pub fn parse_relay(bytes: &[u8], directory: Option<&Path>) -> Result<RelayConfig, Vec<Problem>> {

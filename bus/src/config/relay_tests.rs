@@ -64,6 +64,21 @@ fn reads_every_key() {
 }
 
 #[test]
+fn a_relay_is_found_whatever_else_its_file_says() {
+    let file = std::env::temp_dir().join(format!("tbus-identity-{}.toml", std::process::id()));
+    let identity = |text: String| {
+        std::fs::write(&file, text).unwrap();
+        read_relay_identity(&file)
+    };
+    let bad = FILE.replace("workers = 3", "workers = 0\nnonsense = 1");
+    assert_eq!(identity(bad.clone()), Ok((1, 1000)));
+    let refused = identity(bad.replace("node = 1\n", "node = -1\n")).unwrap_err();
+    assert_eq!(refused.problems.len(), 1, "{refused}");
+    assert!(identity(bad.replace("gcim_key = 1000", "")).is_err());
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
 fn has_defaults() {
     let least =
         "cluster='c'\nnode=0\ngcim_key=1\nrelay_key=2\nsecurity='none'\n[[allow]]\nnode=7\n";

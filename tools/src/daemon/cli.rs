@@ -59,8 +59,23 @@ pub const MANUAL: Manual = Manual {
         ),
         (
             "metrics = IP:PORT",
-            "where metrics are served; 127.0.0.1:9127 if not given, none for nowhere. It is checked, and has no effect in \
-             this version",
+            "where metrics are served over HTTP; 127.0.0.1:9127 if not given, none for nowhere. Paths: /metrics for Prometheus, \
+             /metrics?rings=none without the figures of single rings, /health and /ready with status 200 or 503 and the reasons. \
+             Who can connect can read the names of all channels; nothing can be changed there. If the port cannot be had at the \
+             beginning the relay goes on without, and says so",
+        ),
+        (
+            "drain = SECONDS",
+            "how long SIGTERM waits for what is in the rings, 0 to 86400; 5 if not given",
+        ),
+        (
+            "alarm_full = PERCENT",
+            "a ring that is so full is an alarm, 1 to 100; 80 if not given",
+        ),
+        (
+            "alarm_age = SECONDS",
+            "messages that the other host, or the application here, has not taken for so long are an alarm, 1 to 86400; 10 if \
+             not given",
         ),
         (
             "workers = NUMBER",
@@ -70,7 +85,17 @@ pub const MANUAL: Manual = Manual {
     signals: &[
         (
             "SIGTERM, SIGINT",
-            "ends the relay, with status 0. Connections are closed; what is in the rings stays there",
+            "ends the relay, with status 0. It takes no new connections, and goes on until the peers that are connected have \
+             acknowledged what was in the rings when the signal came, or the time of drain has passed. The log says what \
+             remained; it stays in the rings, and the next relay sends it. A second signal ends the relay at once, with \
+             status 0 too",
+        ),
+        (
+            "SIGHUP",
+            "reads the file and the certificates anew. Of each key that has changed the log and --status say: applied (allow, \
+             security unless from or to none, certificate, private_key, authority, metrics, drain, alarm_full, alarm_age), or \
+             needs restart (the others). A file with a problem is refused as a whole, and the old values stay. Peers of which \
+             allow or security says something else now are connected anew",
         ),
         (
             "SIGKILL",
@@ -78,7 +103,10 @@ pub const MANUAL: Manual = Manual {
         ),
     ],
     exit_status: &[
-        ("0", "done, or ended by a signal"),
+        (
+            "0",
+            "done, or ended by a signal, whether or not the peers have taken everything",
+        ),
         ("2", "wrong usage"),
         ("3", "bad configuration"),
         ("4", "a map is not there"),
@@ -96,6 +124,11 @@ pub const MANUAL: Manual = Manual {
         (
             "TBUS_LOG",
             "how much is logged: error, warn, info or debug; info if not set",
+        ),
+        (
+            "NOTIFY_SOCKET, WATCHDOG_USEC",
+            "set by systemd for units of Type=notify and with WatchdogSec=: it is told when the relay is ready, reloads and ends, \
+             how many peers are connected, and that it lives",
         ),
     ],
     files: &[
@@ -117,7 +150,7 @@ pub const MANUAL: Manual = Manual {
         ("tbusd -c tbusd.toml", "run until SIGTERM or SIGINT"),
         (
             "tbusd -c tbusd.toml --status",
-            "what the running relay is doing; --json for programs",
+            "peers, rings, alarms, and what became of the last SIGHUP; --json for programs",
         ),
     ],
     examples_of: &[(
@@ -149,7 +182,13 @@ A file that does for two relays on one host, one of them:
 Beyond one host, in place of the last two, with files that tbusd cert has made:
   certificate = \"node-1.pem\"
   private_key = \"node-1.key\"
-  authority = \"ca.pem\"";
+  authority = \"ca.pem\"
+
+What else may be set, with what holds if it is not:
+  metrics = \"127.0.0.1:9127\"   # none: nowhere; a second relay on a host needs another port
+  drain = 5                     # seconds that SIGTERM waits for what is in the rings
+  alarm_full = 80               # percent of a ring
+  alarm_age = 10                # seconds that messages may wait";
 
 #[derive(Parser)]
 #[command(
@@ -162,7 +201,8 @@ Relays channels to other hosts: mirrors their rings there, and the rings of othe
 A relay serves one bus. It follows the channels that tbusmgr writes and the routes that trelaymgr writes while it runs. It may be \
 killed at any moment: what matters lies in the rings, and the next one goes on.
 
-It stays in the foreground, for a supervisor such as systemd, and logs to the standard error output.",
+It stays in the foreground, for a supervisor such as systemd, and logs to the standard error output. SIGHUP reads its file anew, \
+SIGTERM ends it when its peers have what is in the rings.",
     arg_required_else_help = true,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,

@@ -345,3 +345,22 @@ pub(super) fn begin(address: Option<SocketAddr>, asker: &Asker) -> Result<Option
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_that_does_not_answer_is_not_healthy() {
+        let (asker, _answers) = super::super::snapshot::channel();
+        let pages = Pages {
+            asker,
+            last: Mutex::new(None),
+        };
+        let answer = pages.answer("/health");
+        assert_eq!(answer.status, UNAVAILABLE);
+        assert!(answer.body.contains("did not answer within 2 s"));
+        // No path that is not there is worth a question.
+        assert_eq!(pages.answer("/").status, "404 Not Found");
+    }
+}

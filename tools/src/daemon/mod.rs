@@ -127,8 +127,8 @@ fn describe(config: &RelayConfig, tls: &Tls) -> String {
 }
 
 /// Where a relay answers about itself.
-fn socket_path(config: &RelayConfig) -> PathBuf {
-    Directory::path_for_key(config.gcim_key).join(format!("tbusd-{}", config.node))
+fn socket_path(node: u32, gcim_key: u32) -> PathBuf {
+    Directory::path_for_key(gcim_key).join(format!("tbusd-{node}"))
 }
 
 /// The endpoint that other hosts' routes name: a local route's, or the one listened at.
@@ -281,7 +281,8 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
         },
     };
     let (asker, answers) = snapshot::channel();
-    status::answer(&socket_path(&config), asker.clone())?;
+    let socket = socket_path(config.node, config.gcim_key);
+    status::answer(&socket, asker.clone())?;
     let mut relay = Relay::new(settings, bus, grm, network)?;
     relay.allow(config.allow.iter().map(|peer| peer.node).collect());
     info!(
@@ -294,7 +295,6 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
         "tbusd {} begins",
         env!("CARGO_PKG_VERSION")
     );
-    let socket = socket_path(&config);
     let mut running = Running {
         file: file.into(),
         metrics: http::begin(config.metrics, &asker),

@@ -41,6 +41,8 @@ pub(super) struct Item {
 #[derive(Clone, Debug)]
 pub(super) struct Reload {
     pub at: SystemTime,
+    /// How many there were since the relay began.
+    pub number: u64,
     pub items: Vec<Item>,
     /// Why nothing was applied, if so.
     pub refused: Option<String>,
@@ -141,6 +143,7 @@ impl Running {
         }
         self.last_reload = Some(Reload {
             at: SystemTime::now(),
+            number: self.last_reload.as_ref().map_or(0, |last| last.number) + 1,
             items,
             refused,
         });

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tbus::Template;
-use tbus::config::read_relay;
+use tbus::config::read_relay_identity;
 use tbus_transport::relay::Traffic;
 use tbus_transport::relay::status::{PeerStatus, RingStatus};
 
@@ -100,6 +100,7 @@ fn reload_to_json(reload: &Reload) -> Value {
         |item: &Item| json!({"key": item.key, "answer": item.answer.name(), "text": item.text});
     json!({
         "time": time(reload.at),
+        "number": reload.number,
         "items": reload.items.iter().map(item).collect::<Vec<_>>(),
         "refused": reload.refused,
     })
@@ -161,8 +162,8 @@ fn to_json(snapshot: &Snapshot) -> Value {
 
 /// Asks the running relay of a file; returns what to print.
 pub fn ask(file: &Path, as_json: bool) -> Result<String> {
-    let config = read_relay(file)?;
-    let path = socket_path(&config);
+    let (node, gcim_key) = read_relay_identity(file)?;
+    let path = socket_path(node, gcim_key);
     let fail = |e: std::io::Error| {
         Failure::Other(format!(
             "no relay answers at {}: {e}; start it: tbusd -c {}",
