@@ -228,18 +228,27 @@ Beyond one host, in place of the last two, with files that tbusd cert has made:
   private_key = "node-1.key"
   authority = "ca.pem"
 
+What else may be set, with what holds if it is not:
+  metrics = "127.0.0.1:9127"    # none: nowhere; a second relay on a host needs another port
+  drain = 5                     # seconds that SIGTERM waits for what is in the rings
+  alarm_full = 80               # percent of a ring
+  alarm_age = 10                # seconds that messages may wait
+
 Examples:
   tbusd -c tbusd.toml --check   read the file and all that it names, look at the port; do nothing
   tbusd -c tbusd.toml           run until SIGTERM or SIGINT
-  tbusd -c tbusd.toml --status  what the running relay is doing; --json for programs
+  tbusd -c tbusd.toml --status  peers, rings, alarms, and what became of the last SIGHUP; --json for
+  programs
 
 Environment:
-  TBUS_SHM_DIR  where the directories of maps are; /dev/shm if not set
-  TBUS_LOG      how much is logged: error, warn, info or debug; info if not set
+  TBUS_SHM_DIR                  where the directories of maps are; /dev/shm if not set
+  TBUS_LOG                      how much is logged: error, warn, info or debug; info if not set
+  NOTIFY_SOCKET, WATCHDOG_USEC  set by systemd for units of Type=notify and with WatchdogSec=: it is
+  told when the relay is ready, reloads and ends, how many peers are connected, and that it lives
 
-Exit status: 0 done, or ended by a signal; 2 wrong usage; 3 bad configuration; 4 a map is not there;
-6 busy, another relay runs, or another process has the port; 7 the system refused, or no relay
-answers.
+Exit status: 0 done, or ended by a signal, whether or not the peers have taken everything; 2 wrong
+usage; 3 bad configuration; 4 a map is not there; 6 busy, another relay runs, or another process has
+the port; 7 the system refused, or no relay answers.
 
 "#]],
     );

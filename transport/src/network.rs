@@ -31,7 +31,7 @@ pub trait Control {
     /// Who is at the other end, for logs.
     fn name(&self) -> String;
 
-    /// How long it is there and back, as far as the transport knows.
+    /// How long it is there and back at the least, as far as the transport knows.
     fn round_trip(&self) -> Option<Duration> {
         None
     }

@@ -185,7 +185,7 @@ Beyond one host, in place of the last two, with files that tbusd cert has made:
   authority = \"ca.pem\"
 
 What else may be set, with what holds if it is not:
-  metrics = \"127.0.0.1:9127\"   # none: nowhere; a second relay on a host needs another port
+  metrics = \"127.0.0.1:9127\"    # none: nowhere; a second relay on a host needs another port
   drain = 5                     # seconds that SIGTERM waits for what is in the rings
   alarm_full = 80               # percent of a ring
   alarm_age = 10                # seconds that messages may wait";

@@ -201,7 +201,7 @@ impl Page {
         let help = "For how long it is connected, or not";
         let since = of(|peer| seconds(peer.since));
         out.gauges("tbus_peer_state_seconds", help, since)?;
-        let help = "Round trip as the kernel measures it, while there is a connection";
+        let help = "Shortest round trip of the last minutes, as the kernel measured it; while there is a connection";
         let round_trips = peers.iter().filter_map(|peer| {
             let time = peer.round_trip?;
             Some((labels(peer), seconds(time)))

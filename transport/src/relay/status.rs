@@ -82,7 +82,7 @@ pub struct PeerStatus {
     pub trouble: Option<String>,
     /// Why it was disconnected last.
     pub last_end: Option<String>,
-    /// How long it is there and back, nanoseconds.
+    /// How long it is there and back, the shortest of the last minutes; nanoseconds.
     pub round_trip: Option<Nanos>,
     /// What went there and came from there.
     pub traffic: Traffic,
