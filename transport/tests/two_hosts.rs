@@ -463,6 +463,16 @@ fn a_gap_is_told_to_both_applications() {
     );
     let totals = hosts.relays[0].as_ref().unwrap().totals();
     assert_eq!((totals.gaps, totals.lost_messages), (1, 3));
+    // Both relays tell which ring it is, and of no other.
+    for relay in hosts.relays.iter().flatten() {
+        let rings = relay.status(0).rings;
+        let ends = [common::address(1, 1), common::address(2, 1)];
+        for ring in &rings {
+            let expected = if ring.ends == ends { (1, 3) } else { (0, 0) };
+            assert_eq!((ring.gaps, ring.lost_messages), expected, "{rings:#?}");
+        }
+        assert_eq!(rings.len(), 2);
+    }
 }
 
 /// A relay closes a mirror before the map names the next generation; killed in between, it leaves a closed one.
