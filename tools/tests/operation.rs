@@ -121,7 +121,7 @@ fn a_hangup_applies_what_it_can_and_says_what_it_cannot() {
     let _turn = turn();
     let scratch = Scratch::new("hangup");
     let hosts = pair(&scratch, 1, "");
-    let relays = start(&hosts);
+    let mut relays = start(&hosts);
     let mut flow = ends(&hosts, 1);
     let reload = hup(&relays[1], &hosts[1]);
     assert_eq!(
@@ -197,6 +197,17 @@ fn a_hangup_applies_what_it_can_and_says_what_it_cannot() {
             .contains("Address already in use")
     );
     assert!(get(port, "/health").starts_with("HTTP/1.1 200"));
+    pass(&mut flow, 10);
+    // At its beginning a relay does without metrics, and says so.
+    relays[1].kill();
+    relays[1] = hosts[1].start();
+    let status = hosts[1].await_mirrored(2);
+    let trouble = status["metrics_trouble"].as_str().unwrap();
+    assert!(
+        trouble.contains("give metrics another IP:PORT"),
+        "{trouble}"
+    );
+    await_log(&scratch, 2, "the relay goes on without");
     pass(&mut flow, 10);
 }
 
