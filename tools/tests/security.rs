@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tbus::{Receiver, Sender, TryRecvError, TrySendError};
+use tbus_tools::daemon::cert::pem;
 use tbus_transport::wire::{Frame, Goodbye, Hello, Token};
 
 const CHANNELS: u32 = 2;
@@ -45,6 +46,29 @@ impl Cluster {
     /// Writes a host's file; `more` goes to its end.
     fn configure(&self, host: &Host, security: &str, more: &str) {
         host.write_secure_config(&format!("127.0.0.1:{}", host.port), security, more);
+    }
+
+    /// Another certificate for a host, as tbusd cert makes them but for what is `changed`.
+    fn sign(&self, host: usize, changed: impl FnOnce(&mut rcgen::CertificateParams)) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let der = tbus_transport::tls::read_key(&self.ca.join("ca.key")).unwrap();
+        let mut authority = rcgen::CertificateParams::default();
+        authority.distinguished_name = rcgen::DistinguishedName::new();
+        let common_name = rcgen::DnType::CommonName;
+        authority.distinguished_name.push(common_name, "test.tbus");
+        let issuer = rcgen::Issuer::new(authority, rcgen::KeyPair::try_from(&der).unwrap());
+        let name = format!("node-{}.test.tbus", host + 1);
+        let mut certificate = rcgen::CertificateParams::new(vec![name]).unwrap();
+        changed(&mut certificate);
+        let certificate = certificate.signed_by(&key, &issuer).unwrap();
+        let write = |end: &str, text: String| {
+            let path = self.hosts[host]
+                .place
+                .join(format!("node-{}.{end}", host + 1));
+            std::fs::write(path, text).unwrap();
+        };
+        write("pem", pem("CERTIFICATE", certificate.der()));
+        write("key", pem("PRIVATE KEY", key.serialized_der()));
     }
 
     fn start(&self) -> [Process; 2] {
@@ -295,24 +319,11 @@ fn an_expired_certificate_is_refused_and_said_before() {
     let _turn = turn();
     let cluster = Cluster::new("expired", "encrypt");
     let place = &cluster.hosts[1].place;
-    // As tbusd cert makes them, but for a few seconds only.
-    let key = rcgen::KeyPair::generate().unwrap();
-    let der = tbus_transport::tls::read_key(&cluster.ca.join("ca.key")).unwrap();
-    let mut authority = rcgen::CertificateParams::default();
-    let common_name = rcgen::DnType::CommonName;
-    authority.distinguished_name = rcgen::DistinguishedName::new();
-    authority.distinguished_name.push(common_name, "test.tbus");
-    let issuer = rcgen::Issuer::new(authority, rcgen::KeyPair::try_from(&der).unwrap());
-    let name = "node-2.test.tbus".to_string();
-    let mut short = rcgen::CertificateParams::new(vec![name]).unwrap();
     let end = std::time::SystemTime::now() + Duration::from_secs(8);
-    short.not_before = (end - Duration::from_secs(3600)).into();
-    short.not_after = end.into();
-    let short = short.signed_by(&key, &issuer).unwrap();
-    use tbus_tools::daemon::cert::pem;
-    std::fs::write(place.join("node-2.pem"), pem("CERTIFICATE", short.der())).unwrap();
-    let key = pem("PRIVATE KEY", key.serialized_der());
-    std::fs::write(place.join("node-2.key"), key).unwrap();
+    cluster.sign(1, |certificate| {
+        certificate.not_before = (end - Duration::from_secs(3600)).into();
+        certificate.not_after = end.into();
+    });
 
     let [mut one, _other] = cluster.start();
     cluster.connect();
@@ -744,6 +755,22 @@ fn certificates_are_made_and_checked() {
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {text}");
         assert!(text.contains(part), "{arguments:?}: {text}");
     }
+
+    // A relay dials and is dialled.
+    let certificate = std::fs::read(host.place.join("node-1.pem")).unwrap();
+    for usage in [
+        rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+        rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+    ] {
+        cluster.sign(0, |certificate| {
+            certificate.extended_key_usages = vec![usage];
+        });
+        let (status, text) = check();
+        assert_eq!(status, 3, "{text}");
+        assert!(text.contains("is not for both sides of TLS"), "{text}");
+    }
+    std::fs::write(host.place.join("node-1.pem"), certificate).unwrap();
+    std::fs::write(host.place.join("node-1.key"), &key).unwrap();
 
     // Names of others are said with what the others need.
     make_node(&cluster.ca, 9, &host.place);

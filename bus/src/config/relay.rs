@@ -357,7 +357,7 @@ impl Reader {
                 let reason = format!("node {node} stands in row {row} already");
                 self.refuse(entry.at, reason, "remove one of the two");
             } else if let Some(name) = name
-                && let Some((row, _)) = names.insert(name.clone(), entry.at)
+                && let Some((row, _)) = names.insert(name.to_lowercase(), entry.at)
             {
                 // Whoever has that certificate could pass for the other one.
                 let reason = format!("the name '{name}' stands in row {row} already");

@@ -209,18 +209,27 @@ pub fn make_node(asked: &NodeCertificate) -> Result<String> {
     ];
     parameters.use_authority_key_identifier_extension = true;
     let made = parameters.signed_by(&pair, &issuer).map_err(no_key)?;
-    write(&certificate, 0o644, &pem("CERTIFICATE", made.der()))?;
+    // Tried before it replaces one that may be in use.
+    let new = file(&format!("pem.{}", std::process::id()));
+    write(&new, 0o644, &pem("CERTIFICATE", made.der()))?;
+    let tried = Credentials::load(&PemFiles {
+        certificate: new.clone(),
+        private_key: key.clone(),
+        authority: authority.clone(),
+    });
+    let until = match tried {
+        Ok(credentials) => credentials.until,
+        Err(why) => {
+            let _ = std::fs::remove_file(&new);
+            return Err(Failure::Other(why));
+        }
+    };
+    std::fs::rename(&new, &certificate).map_err(|e| failed("cannot write", &certificate, e))?;
     let beside = asked.out.join("ca.pem");
     if beside.canonicalize().ok() != authority.canonicalize().ok() {
         let all: String = read.iter().map(|der| pem("CERTIFICATE", der)).collect();
         write(&beside, 0o644, &all)?;
     }
-    let files = PemFiles {
-        certificate: certificate.clone(),
-        private_key: key.clone(),
-        authority: beside,
-    };
-    let until = Credentials::load(&files).map_err(Failure::Other)?.until;
     Ok(format!(
         "{}: the certificate of node {} of cluster {cluster}, for {name}, until {}\n{}: its private key{}\n\nIn its tbusd.toml:\n  \
          certificate = \"node-{n}.pem\"\n  private_key = \"node-{n}.key\"\n  authority = \"ca.pem\"\n",

@@ -143,19 +143,25 @@ impl Credentials {
         };
         let name = ServerName::try_from(names[0].as_str())
             .map_err(|_| format!("{path}: '{}' is no DNS name", names[0]))?;
+        let not_good = |e: &Error| {
+            let authority = files.authority.display();
+            format!(
+                "{path}: not good by the authority {authority}: {}",
+                in_words(e)
+            )
+        };
+        let clients = WebPkiClientVerifier::builder_with_provider(authorities, provider())
+            .build()
+            .map_err(|e| format!("{}: {e}", files.authority.display()))?;
+        // It is shown by who dials and by who is dialled, which are different uses.
+        let now = UnixTime::now();
         verifier
-            .verify_server_cert(own, &chain[1..], &name, &[], UnixTime::now())
-            .map_err(|e| {
-                format!(
-                    "{path}: not good by the authority {}: {}",
-                    files.authority.display(),
-                    in_words(&e)
-                )
-            })?;
+            .verify_server_cert(own, &chain[1..], &name, &[], now)
+            .map_err(|e| not_good(&e))?;
+        clients
+            .verify_client_cert(own, &chain[1..], now)
+            .map_err(|e| not_good(&e))?;
         let both = |key: &PrivateKeyDer<'static>| -> Result<_, Error> {
-            let clients = WebPkiClientVerifier::builder_with_provider(authorities, provider())
-                .build()
-                .map_err(|e| Error::General(e.to_string()))?;
             let mut server = ServerConfig::builder_with_provider(provider())
                 .with_protocol_versions(&[&TLS13])?
                 .with_client_cert_verifier(clients)
