@@ -777,6 +777,35 @@ fn alarms_come_and_go() {
 }
 
 #[test]
+fn a_ring_that_cannot_be_served_is_an_alarm() {
+    let _turn = turn();
+    let scratch = Scratch::new("unserved");
+    let hosts = pair(&scratch, 1, "");
+    let mut rings = std::fs::read_dir(hosts[0].place.join("tbus.1000")).unwrap();
+    let ring = rings
+        .find_map(|file| {
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with("ring-").then_some(path)
+        })
+        .unwrap();
+    let (hidden, cut) = (ring.with_extension("hidden"), b"no ring");
+    std::fs::rename(&ring, &hidden).unwrap();
+    std::fs::write(&ring, cut).unwrap();
+    let _relay = hosts[0].start();
+    let alarms = |status: &Value| status["alarms"].to_string();
+    let status = await_status(&hosts[0], "the alarm", |status| {
+        alarms(status).contains("ring_unserved")
+    });
+    let name = ring.file_name().unwrap().to_str().unwrap();
+    assert!(alarms(&status).contains(name), "{status:#}");
+    std::fs::rename(&hidden, &ring).unwrap();
+    await_status(&hosts[0], "its end", |status| {
+        !alarms(status).contains("ring_unserved")
+    });
+}
+
+#[test]
 fn the_status_tells_of_peers() {
     let _turn = turn();
     let scratch = Scratch::new("peers");

@@ -271,6 +271,12 @@ fn a_replaced_ring_file_is_noticed_and_the_others_go_on() {
             (ring["running"] == false && ring["trouble"].is_string()).then_some(())
         });
         assert!(status.is_some(), "{:#}", hosts[0].status().unwrap());
+        // The operators learn of it, where it was found and where it is sent.
+        for host in [host, 0] {
+            let status = hosts[host].status().unwrap();
+            let alarm = &status["alarms"][0];
+            assert_eq!(alarm["alarm"], "ring_given_up", "{status:#}");
+        }
         let stuck = 2 * (n as usize - 1);
         flows[stuck].send(u64::MAX);
         assert!(

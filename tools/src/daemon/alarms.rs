@@ -1,5 +1,5 @@
 //! What an operator should look at. An alarm is there as long as what it tells of; nothing keeps it afterwards but the gap,
-//! which stays until the relay ends, for what is lost stays lost.
+//! which stays as long as the relay has that generation of the ring, for what is lost stays lost.
 
 use std::time::Duration;
 use tbus::Template;
@@ -19,6 +19,7 @@ pub(super) struct Limits {
 pub(super) enum Kind {
     PeerDown,
     RingGivenUp,
+    RingUnserved,
     RingFull,
     MessageOld,
     Gap,
@@ -26,9 +27,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::PeerDown,
         Kind::RingGivenUp,
+        Kind::RingUnserved,
         Kind::RingFull,
         Kind::MessageOld,
         Kind::Gap,
@@ -39,6 +41,7 @@ impl Kind {
         match self {
             Kind::PeerDown => "peer_down",
             Kind::RingGivenUp => "ring_given_up",
+            Kind::RingUnserved => "ring_unserved",
             Kind::RingFull => "ring_full",
             Kind::MessageOld => "message_old",
             Kind::Gap => "gap",
@@ -48,7 +51,10 @@ impl Kind {
 
     /// Messages do not go where they should. The others tell what applications do, or of the past, or of the future.
     pub fn is_unhealthy(self) -> bool {
-        matches!(self, Kind::PeerDown | Kind::RingGivenUp)
+        matches!(
+            self,
+            Kind::PeerDown | Kind::RingGivenUp | Kind::RingUnserved
+        )
     }
 }
 
@@ -68,6 +74,10 @@ pub(super) fn alarms(status: &Status, template: &Template, limits: &Limits) -> V
     for ring in &status.rings {
         of_ring(ring, status, template, limits, &mut all);
     }
+    all.extend(status.unserved.iter().map(|text| Alarm {
+        kind: Kind::RingUnserved,
+        text: text.clone(),
+    }));
     all.extend(status.warning.iter().map(|text| Alarm {
         kind: Kind::Certificate,
         text: text.clone(),

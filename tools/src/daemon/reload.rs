@@ -3,9 +3,11 @@
 
 use super::http::Server;
 use super::{Running, security};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 use tbus::config::{AllowedPeer, RelayConfig, Security, read_relay};
+use tbus::grm::RelayEndpoint;
 use tbus_transport::relay::Relay;
 use tbus_transport::tcp_network::TcpNetwork;
 use tracing::{error, info, warn};
@@ -162,7 +164,7 @@ impl Running {
             (Ok(Some((read, _))), Some(tls)) => tls.differs(read),
             _ => paths(&old, &new),
         };
-        let items = compare(&old, &new, files);
+        let mut items = compare(&old, &new, files);
         let refuse = |why: String| {
             let mut items = items.clone();
             for item in &mut items {
@@ -175,7 +177,7 @@ impl Running {
             Err(failure) => return refuse(failure.to_string()),
         };
         let metrics = match new.metrics {
-            Some(address) if !self.serves(address) => match Server::open(address, &self.asker) {
+            Some(address) if !self.serves(address) => match self.open(address) {
                 Ok(server) => Some(server),
                 // What could not be had before either is no reason to refuse what is new.
                 Err(_) if new.metrics == old.metrics => None,
@@ -183,6 +185,13 @@ impl Running {
             },
             _ => None,
         };
+        if metrics.is_some() && new.metrics == old.metrics {
+            items.push(Item {
+                key: "metrics".into(),
+                answer: Answer::Applied,
+                text: "its port is free by now".into(),
+            });
+        }
         // From here on nothing fails.
         let trusts = is_clear(&old) == is_clear(&new);
         if trusts {
@@ -194,7 +203,9 @@ impl Running {
             self.config.allow = new.allow.clone();
             self.config.pem = new.pem.clone();
             relay.allow(new.allow.iter().map(|peer| peer.node).collect());
-            relay.judge_anew(|node| entry(&old, node) != entry(&new, node), now);
+            // Who is tied to an endpoint is there in another's place.
+            let tied = ties(&old) != ties(&new);
+            relay.judge_anew(|node| tied || entry(&old, node) != entry(&new, node), now);
         }
         if metrics.is_some() || new.metrics.is_none() {
             self.metrics = Ok(metrics);
@@ -206,10 +217,34 @@ impl Running {
         Ok(items)
     }
 
+    /// A port can be had once only, so the server that has it makes room; it is back if there is no other.
+    fn open(&mut self, address: SocketAddr) -> Result<Server, String> {
+        let server = self.metrics.as_mut().ok().and_then(Option::as_mut);
+        let Some(before) = server
+            .map(|server| server.address())
+            .filter(|before| before.port() == address.port())
+        else {
+            return Server::open(address, &self.asker);
+        };
+        self.metrics = Ok(None);
+        let opened = Server::open(address, &self.asker);
+        if opened.is_err() {
+            self.metrics = Server::open(before, &self.asker).map(Some);
+        }
+        opened
+    }
+
     fn serves(&self, address: SocketAddr) -> bool {
         let server = self.metrics.as_ref().ok().and_then(Option::as_ref);
         server.is_some_and(|server| server.address() == address)
     }
+}
+
+/// Which nodes are tied to which endpoints.
+fn ties(config: &RelayConfig) -> HashMap<u32, &RelayEndpoint> {
+    let all = config.allow.iter();
+    all.filter_map(|peer| Some((peer.node, peer.endpoint.as_ref()?)))
+        .collect()
 }
 
 /// Which of the paths differ, for a relay that does not use the files.

@@ -81,7 +81,9 @@ impl ServiceManager {
     pub fn reloaded(&mut self) {
         self.told.clear();
         self.look_due = 0;
-        self.tell(&[NotifyState::Ready]);
+        if self.is_ready {
+            self.tell(&[NotifyState::Ready]);
+        }
     }
 
     pub fn stopping(&mut self) {

@@ -19,12 +19,12 @@ impl Ages {
             return;
         }
         if self.0.len() == Self::MOST {
-            // The oldest stays as it is; what came later is told a little younger than it is.
-            let mut count = 0;
-            self.0.retain(|_| {
-                count += 1;
-                count % 2 == 1
-            });
+            // The oldest stays as it is. Of the others goes what leaves the smallest hole: what it told of counts as its
+            // neighbour from then on, which is a little younger.
+            let hole = |at: &usize| self.0[at + 1].1 - self.0[at - 1].1;
+            if let Some(at) = (1..Self::MOST - 1).min_by_key(hole) {
+                self.0.remove(at);
+            }
         }
         self.0.push_back((tail, now));
     }
@@ -63,7 +63,24 @@ mod tests {
             assert!(ages.0.len() <= Ages::MOST);
             assert_eq!(ages.oldest(0), Some(1));
         }
-        // What came later is never told older than it is.
+        // Of an application that is always as far behind, at ten looks a second.
+        let (mut ages, lag) = (Ages::default(), 120);
+        for n in 0..10_000 {
+            ages.note(u64::saturating_sub(n, lag), n, n);
+            if let Some(since) = ages.oldest(u64::saturating_sub(n, lag)).filter(|_| n > lag) {
+                assert!(
+                    (lag / 2..=lag).contains(&(n - since)),
+                    "{} at {n}",
+                    n - since
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_older_than_it_is() {
+        let mut ages = Ages::default();
+        (1..10_000).for_each(|n| ages.note(0, n, n));
         for taken in 1..9_999 {
             assert!(ages.oldest(taken).unwrap() > taken);
         }

@@ -302,9 +302,9 @@ impl<N: Network> Relay<N> {
         peer.last_end = peer.trouble.clone();
         if peer.up_since.take().is_some() {
             peer.down_since = now;
+            peer.downs += 1;
+            self.totals.downs += 1;
         }
-        peer.downs += 1;
-        self.totals.downs += 1;
         peer.held.clear();
         peer.back_off(now, random);
         for index in std::mem::take(&mut peer.waiting) {

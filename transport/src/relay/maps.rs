@@ -36,6 +36,8 @@ pub(super) struct Maps {
     was_read: bool,
     /// Something could not be done: look again then.
     again: Option<Nanos>,
+    /// What, when it was looked last.
+    unserved: Option<String>,
     work: Vec<Work>,
     work_due: Nanos,
     /// Rings whose roles are to change, by `work`.
@@ -63,6 +65,10 @@ impl Maps {
         self.was_read
     }
 
+    pub fn unserved(&self) -> Option<&String> {
+        self.unserved.as_ref()
+    }
+
     pub fn is_settled(&self) -> bool {
         self.gcim.is_some() && self.again.is_none() && self.work.is_empty()
     }
@@ -79,7 +85,7 @@ impl<N: Network> Relay<N> {
         let mut busy = again || versions != (self.maps.gcim, self.maps.routes);
         if busy {
             (self.maps.gcim, self.maps.routes) = versions;
-            self.maps.again = None;
+            (self.maps.again, self.maps.unserved) = (None, None);
             match self.reconcile(now) {
                 Ok(()) => self.maps.was_read = true,
                 Err(error) => self.try_again(now, "the maps cannot be read", &error),
@@ -107,6 +113,10 @@ impl<N: Network> Relay<N> {
         let text = format!("{what}: {error}");
         if self.is_new(&text) {
             warn!("{text}; tried again and again");
+        }
+        // Who waits for another relay's rings is as it should be.
+        if !matches!(error, Error::Busy { .. }) {
+            self.maps.unserved = Some(text);
         }
     }
 
@@ -181,7 +191,11 @@ impl<N: Network> Relay<N> {
                 let text = "no channel leads there any more".into();
                 self.down(p, Goodbye::NoRoute, text, now);
             }
-            self.peers[p].unused = unused;
+            let peer = &mut self.peers[p];
+            if peer.unused && !unused {
+                (peer.down_since, peer.trouble) = (now, None);
+            }
+            peer.unused = unused;
         }
     }
 

@@ -242,7 +242,7 @@ impl<N: Network> Relay<N> {
                 .inn
                 .iter()
                 .flatten()
-                .all(|ring| ring.slot.is_some())
+                .all(rings::Inbound::is_running)
     }
 
     /// One pass over everything that may have something to do; `now` never goes back. True if anything had.

@@ -78,6 +78,11 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
+    /// The peer's messages go into it.
+    pub fn is_running(&self) -> bool {
+        self.slot.is_some() && self.trouble.is_none()
+    }
+
     /// It has messages that [`Rings::note_age`] was not told of.
     fn has_more(&self) -> bool {
         let mut writer = self.writer.iter();

@@ -20,6 +20,8 @@ pub struct Status {
     pub is_ready: bool,
     /// It takes nobody in any more, and ends when its peers have what is in the rings.
     pub is_draining: bool,
+    /// Why rings or maps cannot be served: the last reason, if there is any.
+    pub unserved: Option<String>,
     /// Its peers.
     pub peers: Vec<PeerStatus>,
     /// The rings that lead to other hosts.
@@ -129,6 +131,8 @@ pub struct RingStatus {
 pub struct Survey {
     rings: Vec<RingStatus>,
     next: usize,
+    /// How many rings there were at its beginning, out and in.
+    of: (usize, usize),
 }
 
 impl<N: Network> Relay<N> {
@@ -141,10 +145,13 @@ impl<N: Network> Relay<N> {
 
     /// Looks at `turn` more rings; at the end, what there is to tell.
     pub fn survey(&self, survey: &mut Survey, turn: usize, now: Nanos) -> Option<Status> {
-        let (outs, all) = (
-            self.rings.out.len(),
-            self.rings.out.len() + self.rings.inn.len(),
-        );
+        let of = (self.rings.out.len(), self.rings.inn.len());
+        let (outs, all) = (of.0, of.0 + of.1);
+        if survey.of != of {
+            // Places have shifted, or this is the beginning.
+            (survey.of, survey.next) = (of, 0);
+            survey.rings.clear();
+        }
         let end = survey.next.saturating_add(turn).min(all);
         for index in survey.next..end {
             survey.rings.extend(match index.checked_sub(outs) {
@@ -163,6 +170,7 @@ impl<N: Network> Relay<N> {
             endpoint: self.settings.endpoint.clone(),
             is_ready: self.is_ready(),
             is_draining: self.draining.is_some(),
+            unserved: self.maps.unserved().cloned(),
             peers: self.peers(now),
             rings: std::mem::take(&mut survey.rings),
             totals: self.totals(),
@@ -241,7 +249,7 @@ fn inbound(ring: &Inbound, now: Nanos) -> RingStatus {
         ring: ring.ring,
         peer: ring.peer,
         outbound: false,
-        running: ring.slot.is_some(),
+        running: ring.is_running(),
         messages: ring.messages,
         bytes: ring.bytes,
         trouble: ring.trouble.clone(),

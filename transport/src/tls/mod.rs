@@ -431,6 +431,18 @@ pub struct Reload {
     pub result: Result<String, String>,
 }
 
+impl Reload {
+    fn of(read: Result<&Arc<Credentials>, &String>) -> Reload {
+        Reload {
+            at: SystemTime::now(),
+            result: read.map_err(String::clone).map(|new| {
+                let names = new.names.join(", ");
+                format!("{names}, until {}", date(new.until))
+            }),
+        }
+    }
+}
+
 /// What a file looks like from outside: enough to see that it was exchanged.
 type Seen = [Option<(SystemTime, u64, u64)>; 3];
 
@@ -488,7 +500,11 @@ impl Tls {
 
     /// From now on these hold for new connections, together.
     pub fn replace(&self, read: Read, trust: Trust) {
+        let is_new = self.differs(&read).contains(&true);
         let mut in_use = self.change();
+        if is_new {
+            in_use.last_reload = Some(Reload::of(Ok(&read.credentials)));
+        }
         (in_use.read, in_use.trust) = (read, Arc::new(trust));
     }
 
@@ -506,17 +522,7 @@ impl Tls {
             return None; // others were given meanwhile
         }
         in_use.read.seen = seen;
-        in_use.last_reload = Some(Reload {
-            at: SystemTime::now(),
-            result: match &read {
-                Ok(new) => Ok(format!(
-                    "{}, until {}",
-                    new.names.join(", "),
-                    date(new.until)
-                )),
-                Err(why) => Err(why.clone()),
-            },
-        });
+        in_use.last_reload = Some(Reload::of(read.as_ref()));
         if let Ok(credentials) = &read {
             in_use.read.credentials = credentials.clone();
         }
