@@ -24,6 +24,7 @@ pub mod session;
 pub mod sim;
 pub mod tcp_network;
 pub mod tls;
+mod verbs_network;
 pub mod wire;
 
 /// By the numbers that a peer gives its rings. They may be any, so a table of its own size is no choice; and they are looked up

@@ -43,6 +43,8 @@ pub trait Network {
     type Control: Control;
     /// Links.
     type Link: Link;
+    /// What another relay makes, before it is a link.
+    type Arrival;
 
     /// Random bits that nobody can guess.
     fn random(&mut self) -> u64;
@@ -65,7 +67,7 @@ pub trait Network {
     /// Whether a link that showed the right token is what was offered over `control`, else why not.
     fn belongs(
         &self,
-        _link: &Self::Link,
+        _link: &Self::Arrival,
         _control: &Self::Control,
         _transport: u8,
     ) -> Result<(), String> {
@@ -73,7 +75,10 @@ pub trait Network {
     }
 
     /// Closes a link that another relay made, and tells why.
-    fn turn_away(&mut self, _link: Self::Link, _why: &str) {}
+    fn turn_away(&mut self, _link: Self::Arrival, _why: &str) {}
+
+    /// Takes a link that another relay made.
+    fn welcome(&mut self, link: Self::Arrival) -> Result<Self::Link, String>;
 
     /// How a node is made sure of, and its data kept from others, in one word.
     fn security_of(&self, _node: u32) -> &'static str {
@@ -99,15 +104,26 @@ pub trait Network {
     /// A connection that another relay made.
     fn accept(&mut self) -> Option<Self::Control>;
 
-    /// Begins to make a link to the relay at the other end of `control`.
+    /// Begins to make a link to the relay at the other end of `control`. `None`: it takes a while, see
+    /// [`dialled_link`](Network::dialled_link).
     fn connect_link(
         &mut self,
         control: &Self::Control,
         transport: u8,
         port: u16,
         token: Token,
-    ) -> Result<Self::Link, String>;
+    ) -> Result<Option<Self::Link>, String>;
+
+    /// What became of a link that [`connect_link`](Network::connect_link) began to make, by its token.
+    fn dialled_link(&mut self) -> Option<(Token, Result<Self::Link, String>)> {
+        None
+    }
+
+    /// At which port a transport is offered; 0: the one that is dialled.
+    fn port_of(&self, _transport: u8) -> u16 {
+        0
+    }
 
     /// A link that another relay made, and the token that it showed.
-    fn accept_link(&mut self) -> Option<(Token, Self::Link)>;
+    fn accept_link(&mut self) -> Option<(Token, Self::Arrival)>;
 }

@@ -5,7 +5,7 @@
 //! ring inside, so the simulator runs exactly what ships.
 
 use crate::BySlot;
-use crate::link::Quiesced;
+use crate::link::{Quiesced, Remote};
 use crate::pairing::{Pairing, SourceView, pair};
 use crate::wire::{Control, Frame, Goodbye, Open, Refusal, Resume, Token};
 use std::collections::{BTreeSet, VecDeque};
@@ -221,17 +221,17 @@ impl Session {
         }
     }
 
-    /// The control connection is there and greeted. Who was dialled offers the link: its transport, and a fresh
-    /// random token.
-    pub fn begin(&mut self, now: Nanos, offer: Option<(u8, Token)>, frames: &mut Vec<Frame>) {
+    /// The control connection is there and greeted. Who was dialled offers the link: its transport, the port
+    /// of that, and a fresh random token.
+    pub fn begin(&mut self, now: Nanos, offer: Option<(u8, u16, Token)>, frames: &mut Vec<Frame>) {
         self.down();
         (self.heard, self.answered, self.beat_due) = (now, now, now);
         (self.beats, self.echo, self.peer_beat) = (0, 0, 0);
-        if let Some((transport, token)) = offer {
+        if let Some((transport, port, token)) = offer {
             self.token = Some(token);
             frames.push(Frame::Offer {
                 transport,
-                port: 0,
+                port,
                 token,
             });
         }
@@ -580,6 +580,7 @@ impl Session {
     }
 
     /// The mirror for an OPEN is there: what to answer. `epoch` is fresh and random.
+    #[allow(clippy::too_many_arguments)]
     pub fn resume(
         &mut self,
         open: &Open,
@@ -587,6 +588,7 @@ impl Session {
         tail: Cursor,
         head: Cursor,
         epoch: u64,
+        remote: Remote,
     ) -> Frame {
         self.incoming.insert(
             open.slot,
@@ -610,7 +612,7 @@ impl Session {
             tail,
             head,
             epoch,
-            remote: (0, 0),
+            remote,
         })
     }
 
@@ -771,7 +773,7 @@ mod tests {
             match session.frame(0, Frame::Open(open)) {
                 Ok(Demand::Mirror(open)) => {
                     let zero = Cursor::default();
-                    session.resume(&open, Uuid([2; 16]), zero, zero, 1);
+                    session.resume(&open, Uuid([2; 16]), zero, zero, 1, (0, 0));
                 }
                 Ok(other) => panic!("{other:?}"),
                 Err(end) => break end,

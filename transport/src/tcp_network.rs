@@ -2,11 +2,13 @@
 //! connections and links alike.
 
 use crate::door::{Arrival, Door};
+use crate::link::AnyLink;
 use crate::link::socket::Socket;
 use crate::link::tcp::TcpLink;
 use crate::network::{Control, Guard, Network};
 use crate::tls::{Credentials, Tls};
-use crate::wire::{Hello, TRANSPORT_TCP, TRANSPORT_TLS, Token};
+use crate::verbs_network::{Request, VerbsDoor};
+use crate::wire::{Hello, TRANSPORT_TCP, TRANSPORT_TLS, TRANSPORT_VERBS, Token};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use std::collections::VecDeque;
 use std::io;
@@ -193,6 +195,8 @@ pub struct TcpNetwork {
     local: Vec<SocketAddr>,
     controls: VecDeque<TcpControl>,
     links: VecDeque<(Token, TcpLink)>,
+    /// None: there is no RDMA, or it is not wanted.
+    verbs: Option<VerbsDoor>,
     /// When it was last said that a link was turned away.
     turned_away: Option<Instant>,
 }
@@ -230,8 +234,17 @@ impl TcpNetwork {
             local: known,
             controls: VecDeque::new(),
             links: VecDeque::new(),
+            verbs: None,
             turned_away: None,
         })
+    }
+
+    /// Offers RDMA from now on, and takes it where it is offered. Else why there is none; TCP serves all the same. The names
+    /// of the devices.
+    pub fn open_verbs(&mut self) -> Result<Vec<String>, String> {
+        let (door, devices) = VerbsDoor::open(self.local[0].ip())?;
+        self.verbs = Some(door);
+        Ok(devices)
     }
 
     /// Where it listens.
@@ -256,8 +269,13 @@ impl TcpNetwork {
                 .map(|fd| PollFd::new(*fd, PollFlags::POLLOUT)),
         );
         fds.push(PollFd::new(self.door.bell(), PollFlags::POLLIN));
+        let verbs = self.verbs.iter().flat_map(VerbsDoor::fds);
+        fds.extend(verbs.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let polled = ppoll(&mut fds, Some(timeout.into()), None);
         self.door.heard();
+        if let Some(verbs) = &self.verbs {
+            verbs.look_soon();
+        }
         match polled {
             Ok(_) | Err(nix::Error::EINTR) => Ok(()),
             Err(e) => Err(e.into()),
@@ -295,9 +313,19 @@ impl TcpNetwork {
     }
 }
 
+/// What another relay makes: a link, or over RDMA a request for one.
+#[derive(Debug)]
+pub enum Arrived {
+    /// A link over TCP.
+    Tcp(Box<TcpLink>),
+    /// A request, which is to be answered.
+    Verbs(Request),
+}
+
 impl Network for TcpNetwork {
     type Control = TcpControl;
-    type Link = TcpLink;
+    type Link = AnyLink;
+    type Arrival = Arrived;
 
     fn random(&mut self) -> u64 {
         tbus::random()
@@ -317,10 +345,12 @@ impl Network for TcpNetwork {
     }
 
     fn transports(&self) -> u64 {
-        match self.guard {
-            Guard::Loopback => TRANSPORT_TCP.into(),
-            Guard::Tls(_) => (TRANSPORT_TCP | TRANSPORT_TLS).into(),
-        }
+        let tls = match self.guard {
+            Guard::Loopback => 0,
+            Guard::Tls(_) => TRANSPORT_TLS,
+        };
+        let verbs = self.verbs.as_ref().map_or(0, |_| TRANSPORT_VERBS);
+        (TRANSPORT_TCP | tls | verbs).into()
     }
 
     fn admit(&self, control: &TcpControl, hello: &Hello) -> Result<u8, String> {
@@ -337,7 +367,16 @@ impl Network for TcpNetwork {
         }
     }
 
-    fn belongs(&self, link: &TcpLink, control: &TcpControl, transport: u8) -> Result<(), String> {
+    fn belongs(&self, link: &Arrived, control: &TcpControl, transport: u8) -> Result<(), String> {
+        let link = match link {
+            Arrived::Tcp(link) => link,
+            // It comes without a name of its own: the token is all that it shows.
+            Arrived::Verbs(_) if transport == TRANSPORT_VERBS => return Ok(()),
+            Arrived::Verbs(_) => return Err("the link is by RDMA, which was not offered".into()),
+        };
+        if transport == TRANSPORT_VERBS {
+            return Err("the link is over TCP, and was offered by RDMA".into());
+        }
         let tls = link.socket().tls();
         match (transport == TRANSPORT_TLS, tls) {
             (true, None) => Err("the link is in clear, and was offered with TLS".into()),
@@ -351,14 +390,17 @@ impl Network for TcpNetwork {
         }
     }
 
-    fn turn_away(&mut self, link: TcpLink, why: &str) {
+    fn turn_away(&mut self, link: Arrived, why: &str) {
         self.door.count_refusal();
         // Anybody can make such links, so they must not make a flood of lines in the thread that moves data.
         if self.turned_away.is_some_and(|last| last.elapsed() < TOLD) {
             return;
         }
         self.turned_away = Some(Instant::now());
-        let from = link.socket().peer().map(|address| address.to_string());
+        let from = match &link {
+            Arrived::Tcp(link) => link.socket().peer().map(|address| address.to_string()),
+            Arrived::Verbs(_) => Ok("RDMA".into()),
+        };
         warn!(from = from.unwrap_or_default(), "a link is refused: {why}");
     }
 
@@ -422,10 +464,16 @@ impl Network for TcpNetwork {
         transport: u8,
         port: u16,
         token: Token,
-    ) -> Result<TcpLink, String> {
-        let tls = match transport {
-            TRANSPORT_TCP => None,
-            TRANSPORT_TLS if control.has_tls() => self.credentials(),
+    ) -> Result<Option<AnyLink>, String> {
+        let tls = match (transport, &mut self.verbs) {
+            (TRANSPORT_TCP, _) => None,
+            (TRANSPORT_TLS, _) if control.has_tls() => self.credentials(),
+            (TRANSPORT_VERBS, Some(verbs)) => {
+                let peer = control.socket().ok_or("the control connection is gone")?;
+                let mut address = peer.peer().map_err(|e| e.to_string())?;
+                address.set_port(port);
+                return verbs.dial(address, token).map(|()| None);
+            }
             _ => {
                 return Err(format!(
                     "the peer offers transport {transport}, which this relay does not have"
@@ -445,11 +493,38 @@ impl Network for TcpNetwork {
             }
         };
         let socket = connect_to().map_err(|e| format!("the link could not be made: {e}"))?;
-        Ok(TcpLink::connecting(socket, token))
+        let link = TcpLink::connecting(socket, token);
+        Ok(Some(AnyLink::Tcp(Box::new(link))))
     }
 
-    fn accept_link(&mut self) -> Option<(Token, TcpLink)> {
-        self.links.pop_front()
+    fn dialled_link(&mut self) -> Option<(Token, Result<AnyLink, String>)> {
+        let (token, link) = self.verbs.as_mut()?.dialled()?;
+        Some((token, link.map(|link| AnyLink::Verbs(Box::new(link)))))
+    }
+
+    fn port_of(&self, transport: u8) -> u16 {
+        match (&self.verbs, transport) {
+            (Some(verbs), TRANSPORT_VERBS) => verbs.port(),
+            _ => 0,
+        }
+    }
+
+    fn accept_link(&mut self) -> Option<(Token, Arrived)> {
+        if let Some((token, link)) = self.links.pop_front() {
+            return Some((token, Arrived::Tcp(Box::new(link))));
+        }
+        let (token, request) = self.verbs.as_mut()?.request()?;
+        Some((token, Arrived::Verbs(request)))
+    }
+
+    fn welcome(&mut self, link: Arrived) -> Result<AnyLink, String> {
+        match link {
+            Arrived::Tcp(link) => Ok(AnyLink::Tcp(link)),
+            Arrived::Verbs(request) => {
+                let link = request.accept()?;
+                Ok(AnyLink::Verbs(Box::new(link)))
+            }
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub const PROTOCOL_MIN: u16 = 1;
 pub const PROTOCOL_MAX: u16 = 1;
 /// The transport of data in clear over TCP.
 pub const TRANSPORT_TCP: u8 = 1;
+/// The transport of data by RDMA writes. They are in clear, whoever watches.
+pub const TRANSPORT_VERBS: u8 = 2;
 /// The transport of data with TLS over TCP.
 pub const TRANSPORT_TLS: u8 = 8;
 /// Bytes before a frame's body.

@@ -10,8 +10,12 @@
 //! - after [`Link::quiesce`] nothing that was sent over the link can land any more. The [`Quiesced`] that it gives is what a
 //!   session needs to resume, so forgetting it is no longer possible.
 
+mod any;
 pub mod socket;
 pub mod tcp;
+pub mod verbs;
+
+pub use any::{AnyLink, Waits};
 
 use crate::wire::Control;
 use tbus::Region;
@@ -55,13 +59,31 @@ pub enum Event {
     Down(String),
 }
 
+/// What a peer names a mirror's memory by: address and key, as in [`Resume::remote`](crate::wire::Resume::remote). Zeros where
+/// the link does not need it.
+pub type Remote = (u64, u32);
+
 /// A live connection to a peer. Our source rings have our slots, its source rings have its slots.
 pub trait Link {
-    /// Gets a source ring ready to be appended from, under the epoch that the peer chose.
-    fn attach_source(&mut self, slot: u32, source: Region, epoch: u64);
+    /// Gets a source ring ready to be appended from, under the epoch that the peer chose, to the memory that the peer named.
+    fn attach_source(
+        &mut self,
+        slot: u32,
+        source: Region,
+        epoch: u64,
+        remote: Remote,
+    ) -> Result<(), String>;
 
-    /// Gets a mirror ring ready to receive: the next byte belongs at `tail`, and bytes may land below `room`.
-    fn attach_mirror(&mut self, slot: u32, mirror: Region, epoch: u64, tail: u64, room: u64);
+    /// Gets a mirror ring ready to receive: the next byte belongs at `tail`, and bytes may land below `room`. Returns what the
+    /// peer is to name its memory by.
+    fn attach_mirror(
+        &mut self,
+        slot: u32,
+        mirror: Region,
+        epoch: u64,
+        tail: u64,
+        room: u64,
+    ) -> Result<Remote, String>;
 
     /// Bytes of a mirror may land below `room`, which never goes back.
     fn set_room(&mut self, slot: u32, room: u64);

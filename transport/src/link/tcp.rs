@@ -4,7 +4,7 @@
 //! write as often as the socket takes it: many messages a system call when there are many, and no delay for a single one.
 //! A read puts the rest of the present chunk where it belongs in the mirror and the next header into a buffer.
 
-use super::{Event, Link, Quiesced};
+use super::{Event, Link, Quiesced, Remote};
 use crate::BySlot;
 use crate::link::socket::{Gather, MAX_GATHER, Scatter, Socket, copy_in, copy_out};
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, Token};
@@ -372,15 +372,29 @@ impl TcpLink {
 }
 
 impl Link for TcpLink {
-    fn attach_source(&mut self, slot: u32, region: Region, epoch: u64) {
+    fn attach_source(
+        &mut self,
+        slot: u32,
+        region: Region,
+        epoch: u64,
+        _remote: Remote,
+    ) -> Result<(), String> {
         let index = slot as usize;
         if index >= self.sources.len() {
             self.sources.resize_with(index + 1, || None);
         }
         self.sources[index] = Some(Source { region, epoch });
+        Ok(())
     }
 
-    fn attach_mirror(&mut self, slot: u32, region: Region, epoch: u64, tail: u64, room: u64) {
+    fn attach_mirror(
+        &mut self,
+        slot: u32,
+        region: Region,
+        epoch: u64,
+        tail: u64,
+        room: u64,
+    ) -> Result<Remote, String> {
         let mirror = Mirror {
             region: Some(region),
             epoch,
@@ -388,6 +402,7 @@ impl Link for TcpLink {
             room,
         };
         self.mirrors.insert(slot, mirror);
+        Ok((0, 0))
     }
 
     fn set_room(&mut self, slot: u32, room: u64) {

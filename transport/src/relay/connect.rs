@@ -223,9 +223,15 @@ impl<N: Network> Relay<N> {
         if self.peers[p].control.is_some() {
             self.down(p, Goodbye::Replaced, "the peer connects anew".into(), now);
         }
-        let offer = (!dialled).then(|| (transport, self.token()));
+        let offer = (!dialled).then(|| {
+            let offered = self.offer(p, transport, them.capabilities, now);
+            (offered, self.network.port_of(offered), self.token())
+        });
         let peer = &mut self.peers[p];
         peer.transport = transport;
+        if let Some((offered, ..)) = offer {
+            peer.rdma.offered(offered);
+        }
         (peer.node, peer.lease, peer.dialling) = (Some(them.node), them.lease, false);
         peer.control = Some(greeting.stream);
         let mut frames = Vec::new();
@@ -241,7 +247,7 @@ impl<N: Network> Relay<N> {
     }
 
     /// A link that another relay made.
-    pub(super) fn link_came(&mut self, token: Token, link: N::Link, now: Nanos) {
+    pub(super) fn link_came(&mut self, token: Token, link: N::Arrival, now: Nanos) {
         let found = (0..self.peers.len()).find(|p| self.peers[*p].session.redeem(token));
         let Some(p) = found else {
             let why = "its token is not, or no longer, one that was given";
@@ -249,11 +255,17 @@ impl<N: Network> Relay<N> {
         };
         let peer = &self.peers[p];
         let judged = match &peer.control {
-            Some(stream) => self.network.belongs(&link, &stream.control, peer.transport),
+            Some(stream) => {
+                let offered = peer.rdma.transport(peer.transport);
+                self.network.belongs(&link, &stream.control, offered)
+            }
             None => Err("its control connection is gone".into()),
         };
         match judged {
-            Ok(()) => self.link_up(p, link, now),
+            Ok(()) => match self.network.welcome(link) {
+                Ok(link) => self.link_up(p, link, now),
+                Err(why) => self.down(p, Goodbye::Link, why, now),
+            },
             Err(why) => {
                 // Somebody else knows the token.
                 self.network.turn_away(link, &why);
@@ -277,7 +289,8 @@ impl<N: Network> Relay<N> {
         peer.ups += 1;
         self.totals.ups += 1;
         let security = peer.node.map(|node| self.network.security_of(node));
-        info!(peer = %peer.name(), node = peer.node, security, "connected, over tcp");
+        let over = peer.rdma.name();
+        info!(peer = %peer.name(), node = peer.node, security, "connected, over {over}");
         for open in std::mem::take(&mut self.peers[p].held) {
             self.mirror(p, open, now);
         }
@@ -286,16 +299,21 @@ impl<N: Network> Relay<N> {
     /// Ends what there is with a peer; the rings keep everything, and it is dialled again.
     pub(super) fn down(&mut self, p: usize, why: Goodbye, text: String, now: Nanos) {
         let random = self.network.random();
-        let peer = &mut self.peers[p];
+        let peer = &self.peers[p];
         if peer.control.is_none() && peer.link.is_none() {
             return;
         }
+        if matches!(why, Goodbye::Link | Goodbye::Silence) && !peer.rdma.proved {
+            self.verbs_failed(p, &text, now);
+        }
+        let peer = &mut self.peers[p];
         peer.send(&[Frame::Bye {
             why,
             text: text.clone(),
         }]);
         warn!(peer = %peer.name(), node = peer.node, ?why, "disconnected: {text}");
         peer.control = None;
+        peer.rdma.ended();
         peer.drop_link();
         peer.session.down();
         peer.trouble = Some(format!("{why:?}: {text}"));

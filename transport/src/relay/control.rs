@@ -108,9 +108,12 @@ impl<N: Network> Relay<N> {
                 let Some(stream) = &peer.control else {
                     return;
                 };
-                if transport != peer.transport {
+                if transport == wire::TRANSPORT_VERBS && self.may_use_verbs(p) {
+                    // The other side may have tried and failed, so only it has reasons not to.
+                } else if transport != peer.transport {
                     let word = |transport| match transport {
                         wire::TRANSPORT_TLS => "with TLS",
+                        wire::TRANSPORT_VERBS => "by RDMA",
                         _ => "in clear",
                     };
                     let text = format!(
@@ -125,7 +128,14 @@ impl<N: Network> Relay<N> {
                     .network
                     .connect_link(&stream.control, transport, port, token)
                 {
-                    Ok(link) => self.link_up(p, link, now),
+                    Ok(link) => {
+                        let peer = &mut self.peers[p];
+                        peer.rdma.offered(transport);
+                        match link {
+                            Some(link) => self.link_up(p, link, now),
+                            None => peer.rdma.dialled = Some(token),
+                        }
+                    }
                     Err(why) => self.down(p, Goodbye::Link, why, now),
                 }
             }
@@ -187,6 +197,9 @@ impl<N: Network> Relay<N> {
                 }
             }
             Demand::Bye { why, text } => {
+                if why == Goodbye::Link {
+                    self.verbs_failed(p, &text, now);
+                }
                 self.down(p, why, format!("by the peer: {text}"), now);
                 if why == Goodbye::NotYours {
                     self.peers[p].dial_due = now + PROBE;
@@ -273,9 +286,10 @@ impl<N: Network> Relay<N> {
         ring.done = resume.tail.position;
         ring.set_settled(resume.tail.position, resume.head);
         let region = ring.reader.region();
-        let peer = &mut self.peers[p];
-        if let Some(link) = &mut peer.link {
-            link.attach_source(resume.slot, region, resume.epoch);
+        if let Some(link) = &mut self.peers[p].link
+            && let Err(why) = link.attach_source(resume.slot, region, resume.epoch, resume.remote)
+        {
+            return self.no_memory(p, why, now);
         }
         self.settle(p, resume.slot);
         if let Some(control) = self.peers[p].session.take_early(resume.slot) {
@@ -362,18 +376,17 @@ impl<N: Network> Relay<N> {
             let text = format!("slot {} is opened twice", open.slot);
             return self.down(p, Goodbye::Violation, text, now);
         }
+        let room = head.position + ring.capacity;
+        let attached = link.attach_mirror(open.slot, writer.region(), epoch, tail.position, room);
+        let remote = match attached {
+            Ok(remote) => remote,
+            Err(why) => return self.no_memory(p, why, now),
+        };
         ring.slot = Some(open.slot);
-        link.attach_mirror(
-            open.slot,
-            writer.region(),
-            epoch,
-            tail.position,
-            head.position + ring.capacity,
-        );
         peer.inn.insert(open.slot, index);
         let frame = peer
             .session
-            .resume(open, writer.ring().origin(), tail, head, epoch);
+            .resume(open, writer.ring().origin(), tail, head, epoch, remote);
         peer.send(&[frame]);
         self.consumed(index, now);
     }

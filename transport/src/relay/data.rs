@@ -19,6 +19,7 @@ impl<N: Network> Relay<N> {
         };
         let any = link.poll(BUDGET, &mut peer.later);
         if any {
+            peer.rdma.proved = true;
             peer.session.alive(now);
         }
         for event in 0..self.peers[p].later.len() {

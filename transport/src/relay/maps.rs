@@ -3,7 +3,7 @@
 use super::ages::Ages;
 use super::peer::Peer;
 use super::rings::{At, Inbound, Outbound};
-use super::{Nanos, Relay};
+use super::{Nanos, Relay, rdma};
 use crate::network::Network;
 use crate::wire::{Goodbye, Open, Refusal};
 use std::collections::{HashMap, HashSet};
@@ -168,6 +168,8 @@ impl<N: Network> Relay<N> {
                 }
             }
             places.insert(route.address, p);
+            // Routes to one peer that differ: the last one's.
+            self.peers[p].rdma.wanted = rdma::is_preferred(&route.transports);
         }
         // Each time: this host may have moved, and its peers know it by where their routes lead now.
         if self.is_where_routes_say

@@ -14,6 +14,7 @@ mod data;
 pub mod drain;
 mod maps;
 mod peer;
+mod rdma;
 mod rings;
 pub mod run;
 pub mod status;
@@ -273,6 +274,10 @@ impl<N: Network> Relay<N> {
         for p in 0..self.peers.len() {
             busy |= self.poll_control(p, now);
             self.tick(p, now);
+        }
+        while let Some((token, link)) = self.network.dialled_link() {
+            self.dialled_link(token, link, now);
+            busy = true;
         }
         while let Some((token, link)) = self.network.accept_link() {
             self.link_came(token, link, now);

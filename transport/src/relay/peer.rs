@@ -1,6 +1,7 @@
 //! One peer as the relay sees it, and connections that are not a peer's yet.
 
 use super::Traffic;
+use super::rdma::Rdma;
 use crate::BySlot;
 use crate::link::{Event, Link, Quiesced};
 use crate::network::{Control, Network};
@@ -33,6 +34,7 @@ pub(super) struct Peer<N: Network> {
     pub lease: u64,
     /// Of its link, as it was admitted.
     pub transport: u8,
+    pub rdma: Rdma,
     pub session: Session,
     pub control: Option<Stream<N::Control>>,
     pub link: Option<N::Link>,
@@ -73,6 +75,7 @@ impl<N: Network> Peer<N> {
             node: None,
             lease: 0,
             transport: TRANSPORT_TCP,
+            rdma: Rdma::default(),
             session: Session::new(now),
             control: None,
             link: None,

@@ -2,12 +2,11 @@
 
 use super::Relay;
 use super::peer::Stream;
-use crate::link::Link;
 use crate::link::socket::Socket;
+use crate::link::{Link, Waits};
 use crate::network::Control;
 use crate::session::Nanos;
 use crate::tcp_network::{TcpControl, TcpNetwork};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// How long a relay polls after the last thing that happened, unless told otherwise.
@@ -85,23 +84,27 @@ impl Relay<TcpNetwork> {
         if !self.news.announce_sleep(self.rings.news_slots()) {
             return;
         }
-        let (mut readable, mut writable) = (vec![self.news.doorbell()], Vec::new());
         let mut until = now + tbus::LONGEST_SLEEP.as_nanos() as Nanos;
+        for p in 0..self.peers.len() {
+            // What came before it was armed does not wake.
+            if let Some(link) = &mut self.peers[p].link
+                && link.arm()
+                && self.poll_link(p, now)
+            {
+                until = now;
+            }
+        }
+        let mut waits = Waits::default();
+        waits.readable.push(self.news.doorbell());
         for peer in &self.peers {
             if let Some(link) = &peer.link {
-                add(
-                    &mut readable,
-                    &mut writable,
-                    link.socket().as_fd(),
-                    link.socket().waits_to_write(link.is_busy()),
-                );
                 // A ring that the link does not take waits for nothing else, nor do bytes that TLS has already.
-                if (!peer.waiting.is_empty() && !link.is_busy()) || link.socket().has_received() {
+                if link.wait_for(&mut waits) || (!peer.waiting.is_empty() && link.is_idle()) {
                     until = now;
                 }
             }
             if let Some(stream) = &peer.control {
-                add_stream(&mut readable, &mut writable, stream);
+                add_stream(&mut waits, stream);
                 until = until.min(peer.session.due());
                 if stream.control.socket().is_some_and(Socket::has_received) {
                     until = now;
@@ -111,7 +114,7 @@ impl Relay<TcpNetwork> {
             }
         }
         for greeting in &self.greetings {
-            add_stream(&mut readable, &mut writable, &greeting.stream);
+            add_stream(&mut waits, &greeting.stream);
             until = until.min(now + 5_000_000);
         }
         if !self.maps.is_settled() {
@@ -119,7 +122,10 @@ impl Relay<TcpNetwork> {
         }
         let timeout = Duration::from_nanos(until.saturating_sub(now));
         // A failure to wait is a short sleep.
-        if self.network.sleep(&readable, &writable, timeout).is_err() {
+        let slept = self
+            .network
+            .sleep(&waits.readable, &waits.writable, timeout);
+        if slept.is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.news.awake();
@@ -127,29 +133,8 @@ impl Relay<TcpNetwork> {
     }
 }
 
-fn add<'a>(
-    readable: &mut Vec<BorrowedFd<'a>>,
-    writable: &mut Vec<BorrowedFd<'a>>,
-    fd: BorrowedFd<'a>,
-    has_unsent: bool,
-) {
-    readable.push(fd);
-    if has_unsent {
-        writable.push(fd);
-    }
-}
-
-fn add_stream<'a>(
-    readable: &mut Vec<BorrowedFd<'a>>,
-    writable: &mut Vec<BorrowedFd<'a>>,
-    stream: &'a Stream<TcpControl>,
-) {
+fn add_stream<'a>(waits: &mut Waits<'a>, stream: &'a Stream<TcpControl>) {
     if let Some(socket) = stream.control.socket() {
-        add(
-            readable,
-            writable,
-            socket.as_fd(),
-            socket.waits_to_write(stream.control.unsent() > 0),
-        );
+        waits.add(socket, stream.control.unsent() > 0);
     }
 }

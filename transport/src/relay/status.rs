@@ -186,7 +186,7 @@ impl<N: Network> Relay<N> {
             node: peer.node,
             state: state_of(peer),
             since: now.saturating_sub(peer.up_since.unwrap_or(peer.down_since)),
-            transport: peer.link.is_some().then_some("tcp"),
+            transport: peer.link.is_some().then(|| peer.rdma.name()),
             security: peer.node.map(|node| self.network.security_of(node)),
             up_for: peer.up_since.map(|since| now.saturating_sub(since)),
             ups: peer.ups,

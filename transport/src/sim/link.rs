@@ -3,7 +3,7 @@
 use super::rdma::End;
 use super::{Process, State, WireKind, World};
 use crate::link::tcp::TcpLink;
-use crate::link::{Event, Link, Quiesced};
+use crate::link::{Event, Link, Quiesced, Remote};
 use crate::wire::Control;
 use tbus::Region;
 
@@ -67,19 +67,38 @@ impl SimLink {
 }
 
 impl Link for SimLink {
-    fn attach_source(&mut self, slot: u32, source: Region, epoch: u64) {
+    fn attach_source(
+        &mut self,
+        slot: u32,
+        source: Region,
+        epoch: u64,
+        remote: Remote,
+    ) -> Result<(), String> {
         self.world.touch(self.process);
         match &mut self.tcp {
-            Some(tcp) => tcp.attach_source(slot, source, epoch),
-            None => self.rdma(|end, _| end.attach_source(slot, source, epoch)),
+            Some(tcp) => tcp.attach_source(slot, source, epoch, remote),
+            None => {
+                self.rdma(|end, _| end.attach_source(slot, source, epoch));
+                Ok(())
+            }
         }
     }
 
-    fn attach_mirror(&mut self, slot: u32, mirror: Region, epoch: u64, tail: u64, room: u64) {
+    fn attach_mirror(
+        &mut self,
+        slot: u32,
+        mirror: Region,
+        epoch: u64,
+        tail: u64,
+        room: u64,
+    ) -> Result<Remote, String> {
         self.world.touch(self.process);
         match &mut self.tcp {
             Some(tcp) => tcp.attach_mirror(slot, mirror, epoch, tail, room),
-            None => self.rdma(|end, _| end.attach_mirror(slot, mirror, epoch, tail, room)),
+            None => {
+                self.rdma(|end, _| end.attach_mirror(slot, mirror, epoch, tail, room));
+                Ok((0, 0)) // the key is the epoch here
+            }
         }
     }
 

@@ -71,6 +71,7 @@ impl SimNetwork {
 impl Network for SimNetwork {
     type Control = SimControl;
     type Link = SimLink;
+    type Arrival = SimLink;
 
     fn random(&mut self) -> u64 {
         self.world.touch(self.process);
@@ -144,7 +145,7 @@ impl Network for SimNetwork {
         _transport: u8,
         _port: u16,
         token: Token,
-    ) -> Result<SimLink, String> {
+    ) -> Result<Option<SimLink>, String> {
         self.world.touch(self.process);
         let mut state = self.world.0.borrow_mut();
         let state = &mut *state;
@@ -173,7 +174,12 @@ impl Network for SimNetwork {
             kind,
         };
         state.links.insert(id, wire);
-        Ok(SimLink::new(&self.world, self.process, id, 0, tcp))
+        let link = SimLink::new(&self.world, self.process, id, 0, tcp);
+        Ok(Some(link))
+    }
+
+    fn welcome(&mut self, link: SimLink) -> Result<SimLink, String> {
+        Ok(link)
     }
 
     fn accept_link(&mut self) -> Option<(Token, SimLink)> {

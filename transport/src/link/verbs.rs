@@ -1,0 +1,800 @@
+//! RDMA: the card reads the source ring and writes the mirror ring, and the processors only tell each other that it has.
+//!
+//! An append is one or two writes (two at the ring's end) to the same place in the mirror, and a notice behind them: a number
+//! with the last write, slot and length; or where that does not suffice, a message of [`MESSAGE`] bytes, which is a
+//! [`Chunk`] header and the credit. The first notice of a ring always is such a message, so that epoch and position are compared once; after
+//! that what is written follows what was written, and the key of the mirror's memory stands for the epoch.
+//!
+//! # Credit
+//!
+//! A notice takes one of the receiver's buffers, and a card that finds none gives up after a while. So each side counts: there
+//! are [`BUFFERS`] at the beginning, and each message carries how many were posted again. The last one is used for messages of
+//! credit alone, which are sent when half of the buffers, or more, are posted again and not told of.
+//!
+//! That cannot come to a standstill. Say neither side has a buffer left at the other. Then the last thing that each has sent is
+//! credit alone, A's at time a and B's at b, and each was told of too late for the other's. Nothing that B sent after b counts, so
+//! A's last [`BUFFERS`] notices reached B after b; and A could only send them for it knew by a that all before them were posted
+//! again. But b's message, which came to A after a, was the first to tell of half of the buffers at least, of those before.
+
+use super::{Event, Link, Quiesced, Remote};
+use crate::BySlot;
+use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, MAX_CHUNK, Token};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+use tbus::Region;
+use tbus_rdma_sys::{
+    self as rdma, Access, CompletionQueue, ConnectionId, Device, EventChannel, EventKind, Limits,
+    Notice, Outcome, ProtectionDomain, QueuePair, Received, Write,
+};
+use tracing::{error, warn};
+
+/// Receive buffers of each side.
+pub const BUFFERS: u32 = 256;
+/// Bytes of a message: a header and the credit. One of credit alone has only that.
+pub const MESSAGE: usize = CHUNK_HEADER + CREDIT;
+const CREDIT: usize = 4;
+/// The most bytes that one notice tells of.
+const PIECE: u64 = 1 << 18;
+/// More than this many bytes are not accepted: what waits in the ring instead goes out in larger pieces.
+const UNDER_WAY: u64 = 2 << 20;
+const LIMITS: Limits = Limits {
+    sends: 256,
+    receives: BUFFERS,
+    receive_size: 128,
+    inline: MESSAGE as u32,
+};
+/// If nothing of what is posted is done for so long, nothing will be.
+const STANDSTILL: Duration = Duration::from_millis(2500);
+/// Who is accepted or asks to be is heard within this time.
+pub(crate) const ESTABLISHED: Duration = Duration::from_secs(3);
+/// The memory of a detached mirror stays so long. By then an honest peer has heard of it, and what it had posted is done; what another
+/// one writes there fails its link.
+const DETACHED: Duration = Duration::from_secs(5);
+/// Between two looks at what seldom happens.
+const LOOK: Duration = Duration::from_millis(1);
+/// Polls between two looks at the clock.
+const POLLS: u32 = 64;
+/// The device gets so long to give everything back when a link ends.
+const DRAIN: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+struct Source {
+    region: rdma::Region,
+    capacity: u64,
+    epoch: u64,
+    key: u32,
+    /// Where the next range begins.
+    next: u64,
+    /// Epoch and position were told.
+    begun: bool,
+}
+
+#[derive(Debug)]
+struct Mirror {
+    /// None: the memory is the device's no more.
+    region: Option<rdma::Region>,
+    epoch: u64,
+    /// Where the next byte belongs.
+    next: u64,
+    /// Bytes may land below.
+    room: u64,
+    /// Epoch and position were heard.
+    begun: bool,
+    /// What comes is dropped, since then.
+    detached: Option<Instant>,
+}
+
+/// What is accepted and not posted yet.
+#[derive(Clone, Copy, Debug)]
+enum Item {
+    Data { slot: u32, from: u64, to: u64 },
+    Control(Control),
+}
+
+/// Ring bytes that the device may still read.
+#[derive(Clone, Copy, Debug)]
+struct Flying {
+    /// They are done with this request.
+    number: u32,
+    slot: u32,
+    to: u64,
+    length: u64,
+}
+
+/// See the module's "Credit". All counts come around.
+#[derive(Debug, Default)]
+struct Credit {
+    /// Notices that were sent.
+    used: u32,
+    /// How many buffers the peer said it has posted again.
+    granted: u32,
+    /// The same of ours, and what of that was told.
+    reposted: u32,
+    told: u32,
+}
+
+impl Credit {
+    fn available(&self) -> u32 {
+        BUFFERS - self.used.wrapping_sub(self.granted)
+    }
+
+    fn untold(&self) -> u32 {
+        self.reposted.wrapping_sub(self.told)
+    }
+
+    /// The peer has posted so many again.
+    fn grant(&mut self, granted: u32) -> Result<(), String> {
+        let (before, now) = (
+            self.used.wrapping_sub(self.granted),
+            self.used.wrapping_sub(granted),
+        );
+        if now > before {
+            return Err(format!(
+                "the peer has {granted} buffers again, after {} and {} messages",
+                self.granted, self.used
+            ));
+        }
+        self.granted = granted;
+        Ok(())
+    }
+
+    /// A message goes out; what it is to say.
+    fn tell(&mut self) -> [u8; CREDIT] {
+        self.told = self.reposted;
+        self.reposted.to_le_bytes()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct VerbsLink {
+    // The queue pair first, for it is to go before what it reads and writes.
+    pair: QueuePair,
+    queue: CompletionQueue,
+    sources: Vec<Option<Source>>,
+    mirrors: BySlot<Mirror>,
+    domain: ProtectionDomain,
+    device: Device,
+    id: ConnectionId,
+    channel: EventChannel,
+    has_immediate: bool,
+    established: bool,
+    items: VecDeque<Item>,
+    flying: VecDeque<Flying>,
+    /// Bytes in both.
+    under_way: u64,
+    credit: Credit,
+    /// The peer hears at once that data flows.
+    greet: bool,
+    /// The last request that was posted, and the last that is done.
+    posted: u32,
+    done: u32,
+    /// Something was not done, and how much was, since then.
+    stands: Option<(u32, Instant)>,
+    outcomes: Vec<Outcome>,
+    polls: u32,
+    begun: Instant,
+    looked: Instant,
+    down: Option<String>,
+    told: bool,
+}
+
+impl VerbsLink {
+    /// What a connection needs before it is established. Its events come from `channel`, and no others do.
+    pub(crate) fn prepare(channel: EventChannel, id: ConnectionId) -> rdma::error::Result<Self> {
+        let device = Device::of(&id)?;
+        let domain = ProtectionDomain::new(&id)?;
+        let queue = CompletionQueue::new(&id, LIMITS.sends + LIMITS.receives + 2)?;
+        let pair = QueuePair::new(&id, &domain, &queue, &queue, LIMITS)?;
+        let now = Instant::now();
+        Ok(VerbsLink {
+            pair,
+            queue,
+            sources: Vec::new(),
+            mirrors: BySlot::default(),
+            domain,
+            has_immediate: device.has_immediate(),
+            device,
+            id,
+            channel,
+            established: false,
+            items: VecDeque::new(),
+            flying: VecDeque::new(),
+            under_way: 0,
+            credit: Credit::default(),
+            greet: true,
+            posted: 0,
+            done: 0,
+            stands: None,
+            outcomes: Vec::new(),
+            polls: 0,
+            begun: now,
+            looked: now,
+            down: None,
+            told: false,
+        })
+    }
+
+    /// Asks the other side, and shows it `token`.
+    pub(crate) fn connect(&self, token: Token) -> rdma::error::Result<()> {
+        self.id.connect(&token.0)
+    }
+
+    /// Agrees to what the other side asked.
+    pub(crate) fn accept(&self) -> rdma::error::Result<()> {
+        self.id.accept(&[])
+    }
+
+    /// Looks whether data can flow. None: not yet.
+    pub(crate) fn is_established(&mut self) -> Option<Result<(), String>> {
+        self.look(Instant::now());
+        match (&self.down, self.established) {
+            (Some(why), _) => Some(Err(why.clone())),
+            (None, true) => Some(Ok(())),
+            (None, false) => None,
+        }
+    }
+
+    /// Has whatever comes next wake who waits for the [`fds`](Self::fds). To be followed by a poll, since what came before does not.
+    pub(super) fn arm(&mut self) {
+        let armed = self.queue.take_wakeups().and_then(|_| self.queue.arm());
+        if let Err(error) = armed {
+            self.fail(error.to_string());
+        }
+        self.look(Instant::now());
+    }
+
+    /// Readable when there is something to poll for.
+    pub(super) fn fds(&self) -> [BorrowedFd<'_>; 3] {
+        [self.queue.fd(), self.channel.fd(), self.device.async_fd()]
+    }
+
+    /// True if nothing is posted whose end would wake.
+    pub(super) fn is_idle(&self) -> bool {
+        self.posted == self.done && self.items.is_empty()
+    }
+
+    fn fail(&mut self, why: impl Into<String>) {
+        self.down.get_or_insert_with(|| why.into());
+    }
+
+    fn register(&self, ring: &Region, access: Access) -> Result<rdma::Region, String> {
+        // Once, not as it is mapped, twice in a row: else it would be pinned and counted twice.
+        let length = ring.capacity() as usize;
+        let address = NonNull::new(ring.at(0, length)).ok_or("a ring without memory")?;
+        let owner = Box::new(ring.clone());
+        // SAFETY: a ring's data area, mapped as long as its region lives. Rings are only touched by raw accesses.
+        unsafe { rdma::Region::register(&self.domain, address, length, access, owner) }
+            .map_err(|error| error.to_string())
+    }
+
+    /// The events that come once in a connection's life, and deadlines.
+    #[cold]
+    fn look(&mut self, now: Instant) {
+        self.looked = now;
+        let mut fds = [self.channel.fd(), self.device.async_fd()]
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let any = poll(&mut fds, PollTimeout::ZERO);
+        let [events, asyncs] = fds.map(|fd| any.is_err() || fd.any().unwrap_or(true));
+        while events {
+            match self.channel.next_event() {
+                Ok(Some(event)) => self.happened(event.kind),
+                Ok(None) => break,
+                Err(error) => return self.fail(error.to_string()),
+            }
+        }
+        while asyncs {
+            match self.device.next_async_event() {
+                // Another link's queue pair fails what was posted there, so that one learns of it.
+                Ok(Some(event)) => {
+                    let ours = event.queue_pair.is_none_or(|n| n == self.pair.number());
+                    if event.fatal && ours {
+                        self.fail(format!("the RDMA device says: {}", event.text));
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => return self.fail(error.to_string()),
+            }
+        }
+        if !self.established && now - self.begun > ESTABLISHED {
+            self.fail("the RDMA connection was not established in time");
+        }
+        match self.stands {
+            _ if self.posted == self.done => self.stands = None,
+            Some((done, since)) if done == self.done => {
+                if now - since > STANDSTILL {
+                    self.fail(format!(
+                        "the RDMA device has done nothing for {STANDSTILL:?}"
+                    ));
+                }
+            }
+            _ => self.stands = Some((self.done, now)),
+        }
+        for mirror in self.mirrors.values_mut() {
+            if mirror.detached.is_some_and(|since| now - since > DETACHED) {
+                mirror.region = None;
+            }
+        }
+    }
+
+    fn happened(&mut self, event: EventKind) {
+        match event {
+            EventKind::Established => self.established = true,
+            EventKind::Rejected => self.fail("the peer refuses the RDMA connection"),
+            EventKind::Disconnected => self.fail("the peer has ended the RDMA connection"),
+            EventKind::Failed(why) => self.fail(format!("the RDMA connection failed: {why}")),
+            EventKind::AddressResolved
+            | EventKind::RouteResolved
+            | EventKind::ConnectRequest(_)
+            | EventKind::TimewaitExit => {}
+        }
+    }
+
+    /// Posts the next piece of the first item. False if there is no room for it.
+    fn post_item(&mut self, item: Item) -> Result<bool, String> {
+        let last = self.items.len() == 1;
+        let (slot, from, to) = match item {
+            Item::Data { slot, from, to } => (slot, from, to),
+            Item::Control(control) => {
+                let chunk = Chunk {
+                    data: None,
+                    control: Some(control),
+                };
+                let posted = self.post_message(&[], Some(&chunk), last)?;
+                if posted {
+                    self.items.pop_front();
+                }
+                return Ok(posted);
+            }
+        };
+        // Taken out for as long as requests are made of it.
+        let Some(mut source) = self.sources.get_mut(slot as usize).and_then(Option::take) else {
+            return Err(format!("slot {slot} was detached with bytes under way"));
+        };
+        let by_number = self.has_immediate
+            && source.begun
+            && slot <= u32::from(u16::MAX)
+            && (to - from).is_multiple_of(8);
+        let longest = if by_number { PIECE } else { MAX_CHUNK as u64 };
+        let length = (to - from).min(longest);
+        let data = Data {
+            slot,
+            epoch: source.epoch,
+            position: from,
+            length: length as u32,
+        };
+        let posted = self.post_piece(&source, data, by_number, last && from + length == to);
+        source.begun |= matches!(posted, Ok(true));
+        self.sources[slot as usize] = Some(source);
+        if !posted? {
+            return Ok(false);
+        }
+        let to_here = from + length;
+        self.flying.push_back(Flying {
+            number: self.posted,
+            slot,
+            to: to_here,
+            length,
+        });
+        match self.items.front_mut() {
+            Some(Item::Data { from, to, .. }) if to_here < *to => *from = to_here,
+            _ => drop(self.items.pop_front()),
+        }
+        Ok(true)
+    }
+
+    fn post_piece(
+        &mut self,
+        source: &Source,
+        data: Data,
+        by_number: bool,
+        last: bool,
+    ) -> Result<bool, String> {
+        let length = u64::from(data.length);
+        let offset = data.position % source.capacity;
+        let first = length.min(source.capacity - offset);
+        let write = |offset, length: u64| Write {
+            source: &source.region,
+            offset,
+            length: length as u32,
+            remote_offset: offset,
+            remote_key: source.key,
+        };
+        let both = [write(offset, first), write(0, length - first)];
+        let writes = &both[..1 + usize::from(first < length)];
+        if by_number {
+            let number = data.slot << 16 | data.length / 8;
+            return self.post(writes, Notice::Immediate(number), last);
+        }
+        let chunk = Chunk {
+            data: Some(data),
+            control: None,
+        };
+        self.post_message(writes, Some(&chunk), last)
+    }
+
+    /// Without a chunk: credit alone.
+    fn post_message(
+        &mut self,
+        writes: &[Write<'_>],
+        chunk: Option<&Chunk>,
+        last: bool,
+    ) -> Result<bool, String> {
+        if writes.len() + 1 > self.pair.room() as usize {
+            return Ok(false);
+        }
+        let credit = self.credit.tell();
+        let mut message = [0; MESSAGE];
+        message[..CREDIT].copy_from_slice(&credit);
+        let mut length = CREDIT;
+        if let Some(chunk) = chunk {
+            message[CREDIT..].copy_from_slice(&chunk.encode());
+            length = MESSAGE;
+        }
+        self.post(writes, Notice::Send(&message[..length]), last)
+    }
+
+    fn post(
+        &mut self,
+        writes: &[Write<'_>],
+        notice: Notice<'_>,
+        last: bool,
+    ) -> Result<bool, String> {
+        match self.pair.post(writes, notice, last) {
+            Ok(Some(number)) => {
+                self.posted = number;
+                self.credit.used = self.credit.used.wrapping_add(1);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Posts what there is credit and room for.
+    fn post_all(&mut self) -> Result<(), String> {
+        while self.credit.available() > 1
+            && let Some(item) = self.items.front().copied()
+            && self.post_item(item)?
+        {}
+        let due = self.greet || self.credit.untold() >= BUFFERS / 2;
+        if due && self.credit.available() > 0 && self.post_message(&[], None, true)? {
+            self.greet = false;
+        }
+        Ok(())
+    }
+
+    /// Requests up to `number` are done.
+    fn sent(&mut self, number: u32, events: &mut Vec<Event>) {
+        self.pair.done(number);
+        self.done = number;
+        while let Some(first) = self.flying.front()
+            && number.wrapping_sub(first.number) < 1 << 31
+        {
+            let Flying {
+                slot, to, length, ..
+            } = *first;
+            self.flying.pop_front();
+            self.under_way -= length;
+            match events.last_mut() {
+                Some(Event::SourceDone {
+                    slot: last,
+                    to: up_to,
+                }) if *last == slot => *up_to = to,
+                _ => events.push(Event::SourceDone { slot, to }),
+            }
+        }
+    }
+
+    /// A notice has come. Returns of how many bytes.
+    fn received(&mut self, received: Received, events: &mut Vec<Event>) -> Result<usize, String> {
+        let immediate = received.immediate;
+        let mut message = [0; MESSAGE];
+        let bytes = self.pair.bytes(&received);
+        let length = bytes.len();
+        message[..length.min(MESSAGE)].copy_from_slice(&bytes[..length.min(MESSAGE)]);
+        self.pair.repost(received).map_err(|e| e.to_string())?;
+        self.credit.reposted = self.credit.reposted.wrapping_add(1);
+        // The other side's RTU may be late, or lost.
+        self.established = true;
+        if let Some(number) = immediate {
+            let (slot, length) = (number >> 16, u64::from(number as u16) * 8);
+            self.arrived(slot, None, length, events)?;
+            return Ok(length as usize);
+        }
+        let (credit, header) = message.split_at(CREDIT);
+        let credit = credit.try_into().expect("it is so long");
+        if length == CREDIT || length == MESSAGE {
+            self.credit.grant(u32::from_le_bytes(credit))?;
+        }
+        match length {
+            CREDIT => Ok(length),
+            MESSAGE => {
+                let header = header.try_into().expect("it is so long");
+                let chunk = Chunk::decode(header).map_err(|e| e.to_string())?;
+                if let Some(data) = &chunk.data {
+                    let length = u64::from(data.length);
+                    self.arrived(data.slot, Some(data), length, events)?;
+                }
+                events.extend(chunk.control.map(Event::Remote));
+                Ok(length + chunk.data.map_or(0, |data| data.length as usize))
+            }
+            _ => Err(format!("a message of {length} bytes")),
+        }
+    }
+
+    /// Bytes were written to a mirror: behind the ones before, or where a message says.
+    fn arrived(
+        &mut self,
+        slot: u32,
+        told: Option<&Data>,
+        length: u64,
+        events: &mut Vec<Event>,
+    ) -> Result<(), String> {
+        let Some(mirror) = self.mirrors.get_mut(&slot) else {
+            return Err(format!("bytes for slot {slot}, which is not open"));
+        };
+        if told.is_some_and(|data| data.epoch != mirror.epoch) {
+            return Err(format!("bytes for slot {slot} in another epoch"));
+        }
+        if told.is_none() && !mirror.begun {
+            return Err(format!(
+                "bytes for slot {slot}, without saying in what epoch"
+            ));
+        }
+        mirror.begun = true;
+        if mirror.detached.is_some() {
+            return Ok(());
+        }
+        let from = told.map_or(mirror.next, |data| data.position);
+        let to = from.saturating_add(length);
+        if from != mirror.next || to > mirror.room || length == 0 {
+            return Err(format!(
+                "bytes [{from}, {to}) for slot {slot}, where [{}, {}) is free",
+                mirror.next, mirror.room
+            ));
+        }
+        mirror.next = to;
+        match events.last_mut() {
+            Some(Event::Arrived {
+                slot: last,
+                to: up_to,
+            }) if *last == slot => *up_to = to,
+            _ => events.push(Event::Arrived { slot, to }),
+        }
+        Ok(())
+    }
+
+    /// Why nothing that is posted will be done any more.
+    fn failed(&mut self, status: &rdma::Status) {
+        // Who ended it says why, if it was not this side; a flush does not.
+        self.look(Instant::now());
+        self.fail(match status.is_flush() {
+            true => "the RDMA connection has ended".to_owned(),
+            false => format!("the RDMA device: {status}"),
+        });
+    }
+}
+
+impl Link for VerbsLink {
+    fn attach_source(
+        &mut self,
+        slot: u32,
+        ring: Region,
+        epoch: u64,
+        remote: Remote,
+    ) -> Result<(), String> {
+        let source = Source {
+            region: self.register(&ring, Access::Source)?,
+            capacity: ring.capacity(),
+            epoch,
+            key: remote.1,
+            next: 0,
+            begun: false,
+        };
+        let index = slot as usize;
+        if index >= self.sources.len() {
+            self.sources.resize_with(index + 1, || None);
+        }
+        self.sources[index] = Some(source);
+        Ok(())
+    }
+
+    fn attach_mirror(
+        &mut self,
+        slot: u32,
+        ring: Region,
+        epoch: u64,
+        tail: u64,
+        room: u64,
+    ) -> Result<Remote, String> {
+        let region = self.register(&ring, Access::Mirror)?;
+        let remote = (0, region.remote_key());
+        let mirror = Mirror {
+            region: Some(region),
+            epoch,
+            next: tail,
+            room,
+            begun: false,
+            detached: None,
+        };
+        self.mirrors.insert(slot, mirror);
+        Ok(remote)
+    }
+
+    fn set_room(&mut self, slot: u32, room: u64) {
+        if let Some(mirror) = self.mirrors.get_mut(&slot) {
+            mirror.room = mirror.room.max(room);
+        }
+    }
+
+    fn detach_source(&mut self, slot: u32) {
+        // The device may still read it: then it stays until the link ends. Slots are never used twice.
+        let flies = self.flying.iter().any(|flying| flying.slot == slot);
+        let waits = |item: &Item| matches!(item, Item::Data { slot: other, .. } if *other == slot);
+        if !flies
+            && !self.items.iter().any(waits)
+            && let Some(source) = self.sources.get_mut(slot as usize)
+        {
+            *source = None;
+        }
+    }
+
+    fn detach_mirror(&mut self, slot: u32) {
+        if let Some(mirror) = self.mirrors.get_mut(&slot) {
+            // What is under way must find its memory, or the link fails and with it all other rings.
+            mirror.detached.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn append(&mut self, slot: u32, from: u64, to: u64) -> bool {
+        if self.under_way >= UNDER_WAY || self.down.is_some() {
+            return false;
+        }
+        let Some(Some(source)) = self.sources.get_mut(slot as usize) else {
+            return false;
+        };
+        // By order alone is known where bytes belong.
+        debug_assert!(!source.begun || source.next == from);
+        source.next = to;
+        self.under_way += to - from;
+        match self.items.back_mut() {
+            Some(Item::Data {
+                slot: last,
+                to: up_to,
+                ..
+            }) if *last == slot && *up_to == from => *up_to = to,
+            _ => self.items.push_back(Item::Data { slot, from, to }),
+        }
+        true
+    }
+
+    fn control(&mut self, control: Control) {
+        self.items.push_back(Item::Control(control));
+    }
+
+    fn kick(&mut self) {
+        if self.down.is_none()
+            && self.established
+            && let Err(why) = self.post_all()
+        {
+            self.fail(why);
+        }
+    }
+
+    fn poll(&mut self, budget: usize, events: &mut Vec<Event>) -> bool {
+        let mut taken = 0;
+        while self.down.is_none() && taken < budget {
+            let mut outcomes = std::mem::take(&mut self.outcomes);
+            let polled = self.queue.poll(|done| outcomes.push(done.outcome));
+            for outcome in outcomes.drain(..) {
+                match outcome {
+                    _ if self.down.is_some() => {}
+                    Outcome::Sent(number) => self.sent(number, events),
+                    Outcome::Received(received) => match self.received(received, events) {
+                        Ok(bytes) => taken += bytes,
+                        Err(why) => self.fail(why),
+                    },
+                    Outcome::Failed(status) => self.failed(&status),
+                    Outcome::SendsDrained | Outcome::ReceivesDrained => {}
+                }
+            }
+            self.outcomes = outcomes;
+            match polled {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => self.fail(error.to_string()),
+            }
+        }
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(POLLS) && self.down.is_none() {
+            let now = Instant::now();
+            if now - self.looked > LOOK {
+                self.look(now);
+            }
+        }
+        if let Some(why) = &self.down
+            && !self.told
+        {
+            self.told = true;
+            events.push(Event::Down(why.clone()));
+        }
+        taken > 0
+    }
+
+    fn is_busy(&self) -> bool {
+        self.down.is_none() && !self.items.is_empty()
+    }
+
+    fn quiesce(mut self) -> Quiesced {
+        // So that the peer need not find out by silence. It also fails what is posted.
+        if self.established
+            && let Err(error) = self.id.disconnect()
+        {
+            warn!("the peer is not told that an RDMA connection ends: {error}");
+        }
+        match self.pair.drain(DRAIN, |_| {}) {
+            Ok(true) => {}
+            Ok(false) => warn!("the RDMA device has not given everything back within {DRAIN:?}"),
+            Err(error) => warn!("an RDMA queue pair is not drained: {error}"),
+        }
+        if let Err(error) = self.pair.destroy()
+            && !is_gone(&error)
+        {
+            // Its peer may go on writing, whatever is resumed: rings would be damaged in silence.
+            error!("an RDMA queue pair cannot be destroyed, so this process ends: {error}");
+            std::process::abort();
+        }
+        for (slot, mirror) in self.mirrors {
+            let ended = mirror.region.map(rdma::Region::deregister);
+            if let Some(Err(error)) = ended
+                && !is_gone(&error)
+            {
+                warn!(slot, "a mirror's memory stays registered: {error}");
+            }
+        }
+        Quiesced::ended()
+    }
+}
+
+/// True if the device is, and with it all that it had.
+fn is_gone(error: &rdma::Error) -> bool {
+    matches!(error.errno(), Some(libc::EIO | libc::ENODEV))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_that_cannot_be() {
+        let mut credit = Credit {
+            used: 10,
+            granted: 4,
+            ..Credit::default()
+        };
+        assert_eq!(credit.available(), BUFFERS - 6);
+        assert!(credit.grant(3).is_err(), "less than before");
+        assert!(credit.grant(11).is_err(), "more than was used");
+        credit.grant(10).unwrap();
+        assert_eq!(credit.available(), BUFFERS);
+    }
+
+    #[test]
+    fn credit_comes_around() {
+        let mut credit = Credit {
+            used: 5,
+            granted: u32::MAX - 2,
+            reposted: 1,
+            told: u32::MAX,
+        };
+        assert_eq!((credit.available(), credit.untold()), (BUFFERS - 8, 2));
+        credit.grant(3).unwrap();
+        assert_eq!(credit.available(), BUFFERS - 2);
+        assert_eq!(credit.tell(), 1u32.to_le_bytes());
+        assert_eq!(credit.untold(), 0);
+    }
+}

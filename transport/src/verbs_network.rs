@@ -1,0 +1,198 @@
+//! How links over RDMA are made: who listens, who asks and is asked.
+
+use crate::link::verbs::{ESTABLISHED, VerbsLink};
+use crate::wire::Token;
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+use tbus_rdma_sys::{ConnectionId, Error, EventChannel, EventKind, Verbs};
+
+/// Requests that wait in the kernel; anybody can make some.
+const BACKLOG: u16 = 64;
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(1);
+/// A packet that is not acknowledged within 67 ms is sent again, seven times at most: a dead peer is seen in about a second.
+const ACK_TIMEOUT: u8 = 14;
+/// Memory that a link needs for itself at least.
+const NEEDED: u64 = 1 << 17;
+
+/// Where other relays ask for links over RDMA; and what is asked of them.
+#[derive(Debug)]
+pub(crate) struct VerbsDoor {
+    verbs: &'static Verbs,
+    listener: ConnectionId,
+    channel: EventChannel,
+    dials: Vec<Dial>,
+    looked: Cell<Option<Instant>>,
+}
+
+/// A link that another relay asks for. To drop it is to refuse.
+#[derive(Debug)]
+pub struct Request {
+    verbs: &'static Verbs,
+    id: ConnectionId,
+}
+
+/// A link that is asked for.
+#[derive(Debug)]
+struct Dial {
+    channel: EventChannel,
+    to: SocketAddr,
+    token: Token,
+    since: Instant,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Its device, or the way, is looked for.
+    Searching(ConnectionId),
+    Asking(Box<VerbsLink>),
+    Over,
+}
+
+fn text(error: Error) -> String {
+    error.to_string()
+}
+
+impl VerbsDoor {
+    /// Listens at any port of `ip`. The names of the devices that there are. Else why there is no RDMA.
+    pub fn open(ip: IpAddr) -> Result<(VerbsDoor, Vec<String>), String> {
+        let verbs = Verbs::load().map_err(|why| why.to_string())?;
+        let devices = verbs.probe(NEEDED).map_err(|why| why.to_string())?;
+        let unavailable = |error: Error| format!("unavailable: {error}");
+        let channel = EventChannel::new(verbs).map_err(unavailable)?;
+        let listener = ConnectionId::new(&channel).map_err(unavailable)?;
+        let address = SocketAddr::new(ip, 0);
+        let listens = listener
+            .bind(address)
+            .and_then(|()| listener.listen(BACKLOG));
+        listens.map_err(unavailable)?;
+        let door = VerbsDoor {
+            verbs,
+            listener,
+            channel,
+            dials: Vec::new(),
+            looked: Cell::new(None),
+        };
+        Ok((door, devices))
+    }
+
+    pub fn port(&self) -> u16 {
+        self.listener.local_port()
+    }
+
+    /// Readable when there is something to look at.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let dials = self.dials.iter().map(|dial| dial.channel.fd());
+        dials.chain([self.channel.fd()])
+    }
+
+    /// One of the descriptors may have become readable.
+    pub fn look_soon(&self) {
+        self.looked.set(None);
+    }
+
+    /// Begins to ask for a link. What becomes of it is told by [`dialled`](Self::dialled).
+    pub fn dial(&mut self, to: SocketAddr, token: Token) -> Result<(), String> {
+        let channel = EventChannel::new(self.verbs).map_err(text)?;
+        let id = ConnectionId::new(&channel).map_err(text)?;
+        id.resolve_address(None, to, ESTABLISHED)
+            .map_err(|error| format!("no RDMA device leads to {to}: {error}"))?;
+        self.dials.push(Dial {
+            channel,
+            to,
+            token,
+            since: Instant::now(),
+            state: State::Searching(id),
+        });
+        Ok(())
+    }
+
+    /// What became of a link that was asked for.
+    pub fn dialled(&mut self) -> Option<(Token, Result<VerbsLink, String>)> {
+        for index in 0..self.dials.len() {
+            if let Some(result) = self.dials[index].advance() {
+                let dial = self.dials.swap_remove(index);
+                let result = result.map_err(|why| format!("RDMA to {}: {why}", dial.to));
+                return Some((dial.token, result));
+            }
+        }
+        None
+    }
+
+    /// The next request, and the token that it shows.
+    pub fn request(&mut self) -> Option<(Token, Request)> {
+        let now = Instant::now();
+        if self.looked.get().is_some_and(|last| now - last < LOOK) {
+            return None;
+        }
+        // What cannot be a token is refused by being dropped.
+        while let Ok(Some(event)) = self.channel.next_event() {
+            if let EventKind::ConnectRequest(id) = event.kind
+                && let Some(token) = event.private_data.first_chunk::<16>()
+            {
+                let verbs = self.verbs;
+                return Some((Token(*token), Request { verbs, id }));
+            }
+        }
+        self.looked.set(Some(now));
+        None
+    }
+}
+
+impl Request {
+    /// Agrees. The link carries data as soon as the other side has heard so.
+    pub(crate) fn accept(self) -> Result<VerbsLink, String> {
+        let accepted = || {
+            let channel = EventChannel::new(self.verbs)?;
+            self.id.migrate(&channel)?;
+            let link = VerbsLink::prepare(channel, self.id)?;
+            link.accept()?;
+            Ok(link)
+        };
+        accepted().map_err(|error: Error| format!("RDMA: {error}"))
+    }
+}
+
+impl Dial {
+    /// None: it takes longer.
+    fn advance(&mut self) -> Option<Result<VerbsLink, String>> {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Searching(id) => match self.search(id) {
+                Ok(state) => self.state = state,
+                Err(why) => return Some(Err(why)),
+            },
+            State::Asking(mut link) => match link.is_established() {
+                Some(result) => return Some(result.map(|()| *link)),
+                None => self.state = State::Asking(link),
+            },
+            State::Over => {}
+        }
+        match self.since.elapsed() > ESTABLISHED {
+            true => Some(Err(format!("no answer within {ESTABLISHED:?}"))),
+            false => None,
+        }
+    }
+
+    fn search(&self, id: ConnectionId) -> Result<State, String> {
+        let Some(event) = self.channel.next_event().map_err(text)? else {
+            return Ok(State::Searching(id));
+        };
+        match event.kind {
+            EventKind::AddressResolved => {
+                id.set_ack_timeout(ACK_TIMEOUT).map_err(text)?;
+                id.resolve_route(ESTABLISHED).map_err(text)?;
+                Ok(State::Searching(id))
+            }
+            EventKind::RouteResolved => {
+                let link = VerbsLink::prepare(self.channel.clone(), id).map_err(text)?;
+                link.connect(self.token).map_err(text)?;
+                Ok(State::Asking(Box::new(link)))
+            }
+            EventKind::Failed(why) => Err(why),
+            other => Err(format!("{other:?} before there was a connection")),
+        }
+    }
+}
