@@ -251,7 +251,7 @@ fn a_slot_that_is_opened_twice_ends_the_session() {
                     token,
                 } => {
                     let made = network.connect_link(&control, transport, port, token);
-                    link = Some(made.unwrap());
+                    link = made.unwrap();
                     say(&mut control, open(1));
                 }
                 Frame::Resume(_) => {

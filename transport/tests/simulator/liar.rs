@@ -203,7 +203,8 @@ impl Liar {
         let speaks = self.random.chance(100);
         if let Some(link) = &mut self.link {
             if attaches {
-                link.attach_source(slot, self.memory.clone(), epoch);
+                let attached = link.attach_source(slot, self.memory.clone(), epoch, (0, 0));
+                attached.expect("nothing is registered");
             }
             link.append(slot, from, to);
             if speaks {

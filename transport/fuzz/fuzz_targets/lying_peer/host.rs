@@ -8,10 +8,10 @@ use tbus::config::parse_channels;
 use tbus::grm::{RelayEndpoint, Route, Transport};
 use tbus::manage::Manager;
 use tbus::{Address, Bus, Receiver, Sender, TryRecvError, TrySendError};
-use tbus_transport::link::tcp::TcpLink;
+use tbus_transport::link::AnyLink;
 use tbus_transport::network::Network;
 use tbus_transport::relay::{Relay, Settings};
-use tbus_transport::tcp_network::{TcpControl, TcpNetwork};
+use tbus_transport::tcp_network::{Arrived, TcpControl, TcpNetwork};
 use tbus_transport::wire::Token;
 
 /// Of both directions. The smallest, so that rings get full.
@@ -38,7 +38,8 @@ pub struct Loopback {
 
 impl Network for Loopback {
     type Control = TcpControl;
-    type Link = TcpLink;
+    type Link = AnyLink;
+    type Arrival = Arrived;
 
     fn random(&mut self) -> u64 {
         // Any two are different, which is all that honest relays need of it.
@@ -64,11 +65,15 @@ impl Network for Loopback {
         transport: u8,
         _port: u16,
         token: Token,
-    ) -> Result<TcpLink, String> {
+    ) -> Result<Option<AnyLink>, String> {
         self.tcp.connect_link(control, transport, self.liar, token)
     }
 
-    fn accept_link(&mut self) -> Option<(Token, TcpLink)> {
+    fn welcome(&mut self, link: Arrived) -> Result<AnyLink, String> {
+        self.tcp.welcome(link)
+    }
+
+    fn accept_link(&mut self) -> Option<(Token, Arrived)> {
         self.tcp.accept_link()
     }
 }
