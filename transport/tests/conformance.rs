@@ -1,17 +1,16 @@
 //! The contract of links, as `link/mod.rs` states it, tried over every link: TCP over loopback, in clear and with TLS, and both
 //! characters of the simulated one. A link is added by a [`Fixture`] and a line at the end.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use std::fs::Permissions;
+#[path = "common/pem.rs"]
+mod pem;
+
+use pem::Authority;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tbus::config::{PemFiles, Security};
+use tbus::config::Security;
 use tbus::grm::RelayEndpoint;
 use tbus::{Address, Directory, Kind, MirrorWriter, Region, Ring, RingSpec, SourceReader};
 use tbus_transport::link::{AnyLink, Event, Link};
@@ -107,33 +106,6 @@ impl Fixture for Tcp {
 /// The same with TLS.
 struct TcpTls([TcpNetwork; 2], #[allow(dead_code)] Scratch);
 
-/// Files of TLS for node 1, which plays both sides.
-fn pem_files(directory: &Path) -> PemFiles {
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root = authority.self_signed(&authority_key).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let names = vec!["node-1.test.tbus".to_string()];
-    let issuer = Issuer::new(authority, authority_key);
-    let own = CertificateParams::new(names).unwrap();
-    let own = own.signed_by(&key, &issuer).unwrap();
-    let write = |name: &str, label: &str, der: &[u8]| {
-        let text = STANDARD.encode(der);
-        let path = directory.join(name);
-        let pem = format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n");
-        std::fs::write(&path, pem).unwrap();
-        path
-    };
-    let private_key = write("key", "PRIVATE KEY", key.serialized_der());
-    std::fs::set_permissions(&private_key, Permissions::from_mode(0o600)).unwrap();
-    PemFiles {
-        certificate: write("certificate", "CERTIFICATE", own.der()),
-        private_key,
-        authority: write("authority", "CERTIFICATE", root.der()),
-    }
-}
-
 impl TcpTls {
     fn at(ip: IpAddr, security: Security) -> TcpTls {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -141,7 +113,8 @@ impl TcpTls {
         let path = format!("tbus-link-pem-{}-{number}", std::process::id());
         let scratch = Scratch(std::env::temp_dir().join(path));
         std::fs::create_dir_all(&scratch.0).unwrap();
-        let files = pem_files(&scratch.0);
+        // Node 1 plays both sides.
+        let files = Authority::new(&scratch.0).files(1);
         let listen = |_| {
             let trust = Trust {
                 cluster: "test".into(),

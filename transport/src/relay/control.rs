@@ -108,8 +108,14 @@ impl<N: Network> Relay<N> {
                 let Some(stream) = &peer.control else {
                     return;
                 };
-                if transport == wire::TRANSPORT_VERBS && self.may_use_verbs(p) {
-                    // The other side may have tried and failed, so only it has reasons not to.
+                if transport == wire::TRANSPORT_VERBS && peer.transport == wire::TRANSPORT_TCP {
+                    if !self.may_use_verbs(p) {
+                        let text = format!(
+                            "RDMA is offered, and node {} has none, or routes there that do not name verbs before tcp",
+                            self.settings.node
+                        );
+                        return self.down(p, Goodbye::Link, text, now);
+                    }
                 } else if transport != peer.transport {
                     let word = |transport| match transport {
                         wire::TRANSPORT_TLS => "with TLS",

@@ -2,16 +2,20 @@
 
 #![allow(dead_code)]
 
-use std::net::SocketAddr;
+pub mod pem;
+
+use pem::Authority;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tbus::config::{ChannelsConfig, parse_channels};
+use tbus::config::{ChannelsConfig, PemFiles, Security, parse_channels};
 use tbus::grm::{RelayEndpoint, Route, Transport};
 use tbus::manage::Manager;
 use tbus::{Address, Bus, Receiver, Sender};
 use tbus_transport::relay::run::Clock;
 use tbus_transport::relay::{Relay, Settings};
 use tbus_transport::tcp_network::TcpNetwork;
+use tbus_transport::tls::{Tls, Trust};
 
 pub struct Scratch(pub PathBuf);
 
@@ -63,19 +67,25 @@ pub fn endpoint(address: SocketAddr) -> RelayEndpoint {
 }
 
 /// Everything of `host` is reached at `at`.
-pub fn routes(host: u32, count: u32, at: SocketAddr) -> Vec<Route> {
+pub fn routes(host: u32, count: u32, at: SocketAddr, transports: &[Transport]) -> Vec<Route> {
     (1..=count)
         .map(|n| Route {
             address: address(host, n),
             created: 0,
             endpoints: vec![endpoint(at)],
-            transports: vec![Transport::Tcp],
+            transports: transports.to_vec(),
             description: String::new(),
         })
         .collect()
 }
 
 pub type TcpRelay = Relay<TcpNetwork>;
+
+/// That of the device, as ci/rxe names it.
+pub fn rdma_address() -> IpAddr {
+    let address = std::env::var("RDMA_ADDRESS").expect("RDMA_ADDRESS: run by ci/rxe");
+    address.parse().expect("RDMA_ADDRESS is an IP address")
+}
 
 pub struct Hosts {
     pub scratch: Scratch,
@@ -86,6 +96,10 @@ pub struct Hosts {
     pub size: u64,
     pub retention: String,
     pub clock: Clock,
+    /// What each host's routes name. With RDMA among them the relays show each other certificates, for its addresses can be
+    /// reached from elsewhere.
+    pub transports: [Vec<Transport>; 2],
+    pub certificates: Option<[PemFiles; 2]>,
 }
 
 impl Hosts {
@@ -94,7 +108,27 @@ impl Hosts {
     }
 
     pub fn with(name: &str, count: u32, size: u64, retention: &str) -> Hosts {
+        let tcp = || vec![Transport::Tcp];
+        Hosts::over(name, count, size, retention, [tcp(), tcp()])
+    }
+
+    pub fn over(
+        name: &str,
+        count: u32,
+        size: u64,
+        retention: &str,
+        transports: [Vec<Transport>; 2],
+    ) -> Hosts {
         let scratch = Scratch::new(name);
+        let by_rdma = transports.iter().flatten().any(|t| *t == Transport::Verbs);
+        let certificates = by_rdma.then(|| {
+            let authority = Authority::new(&scratch.0);
+            [1, 2].map(|node| authority.files(node))
+        });
+        let ip = match by_rdma {
+            true => rdma_address(),
+            false => IpAddr::from([127, 0, 0, 1]),
+        };
         let config = channels(count, size, retention);
         let mut buses = Vec::new();
         let mut addresses = Vec::new();
@@ -104,7 +138,7 @@ impl Hosts {
             manager.apply(&config, false).unwrap();
             buses.push(Bus::attach_at(&path).unwrap());
             // A port that is free now, and stays this host's: relays come and go.
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let listener = std::net::TcpListener::bind((ip, 0)).unwrap();
             addresses.push(listener.local_addr().unwrap());
         }
         let mut hosts = Hosts {
@@ -116,6 +150,8 @@ impl Hosts {
             size,
             retention: retention.into(),
             clock: Clock::default(),
+            transports,
+            certificates,
         };
         hosts.start(0);
         hosts.start(1);
@@ -135,10 +171,30 @@ impl Hosts {
     }
 
     pub fn start_with(&mut self, host: usize, settings: Settings) {
-        let network = TcpNetwork::listen(self.addresses[host], &[]).unwrap();
-        let routes = routes(2 - host as u32, self.count, self.addresses[1 - host]);
+        let network = self.network(host);
+        let routes = routes(
+            2 - host as u32,
+            self.count,
+            self.addresses[1 - host],
+            &self.transports[host],
+        );
         let relay = Relay::new(settings, self.buses[host].clone(), routes, network);
         self.relays[host] = Some(relay.unwrap());
+    }
+
+    fn network(&self, host: usize) -> TcpNetwork {
+        let Some(certificates) = &self.certificates else {
+            return TcpNetwork::listen(self.addresses[host], &[]).unwrap();
+        };
+        let trust = Trust {
+            cluster: "test".into(),
+            security: Security::Authenticate,
+            allow: Vec::new(),
+        };
+        let tls = Tls::new(certificates[host].clone(), trust).unwrap();
+        let mut network = TcpNetwork::listen_with(self.addresses[host], &[], tls).unwrap();
+        network.open_verbs().unwrap();
+        network
     }
 
     /// What a reboot does: the host's memory is lost, and its channels are made anew.

@@ -1,0 +1,182 @@
+//! Two relays whose data goes by RDMA: `ci/rxe run -- cargo test -p tbus-transport --test verbs -- --ignored`. Without a device
+//! these tests are not run, which is said, for they are ignored.
+
+mod common;
+
+use common::Hosts;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tbus::grm::Transport;
+use tbus::{Receiver, Sender, TryRecvError, TrySendError};
+use tbus_transport::relay::run::DEFAULT_SPIN;
+
+/// Message `n`: its number, then bytes that depend on it; of many lengths, some beyond what one notice tells of.
+fn message(n: u64, longest: u64) -> Vec<u8> {
+    let length = 8 + n * n * 37 % (longest - 8);
+    let mut bytes = vec![n as u8; length as usize];
+    bytes[..8].copy_from_slice(&n.to_le_bytes());
+    bytes
+}
+
+/// Sends what there is room for, up to `limit` messages in all.
+fn send(sender: &mut Sender, sent: &mut u64, limit: u64, longest: u64) {
+    while *sent < limit {
+        match sender.try_send(&message(*sent, longest)) {
+            Ok(()) => *sent += 1,
+            Err(TrySendError::Full) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Receives what is there, checking each message.
+fn receive(receiver: &mut Receiver, received: &mut u64, longest: u64) {
+    let mut buffer = vec![0; longest as usize];
+    loop {
+        match receiver.try_recv(&mut buffer) {
+            Ok(length) => {
+                let expected = message(*received, longest);
+                assert!(buffer[..length] == expected[..], "message {received}");
+                *received += 1;
+            }
+            Err(TryRecvError::Empty) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn hosts(name: &str, count: u32, size: u64) -> Hosts {
+    let both = || vec![Transport::Verbs, Transport::Tcp];
+    Hosts::over(name, count, size, "delivered", [both(), both()])
+}
+
+/// What both relays say that they use.
+fn transports(hosts: &Hosts) -> [Option<&'static str>; 2] {
+    let now = hosts.clock.now();
+    let of = |host: usize| {
+        let relay = hosts.relays[host].as_ref().expect("it runs");
+        relay.status(now).peers[0].transport
+    };
+    [of(0), of(1)]
+}
+
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn messages_go_both_ways_by_rdma() {
+    for (name, size, longest, count) in
+        [("small", 8192, 900, 2000), ("large", 1 << 21, 700_000, 60)]
+    {
+        let mut hosts = hosts(name, 2, size);
+        hosts.connect();
+        assert_eq!(transports(&hosts), [Some("verbs"); 2]);
+        let mut flows: Vec<_> = (0..4)
+            .map(|n| (hosts.pair(n % 2, 1 + n as u32 / 2), 0, 0))
+            .collect();
+        hosts.until("all messages", |_| {
+            for ((sender, receiver), sent, received) in &mut flows {
+                send(sender, sent, count, longest);
+                receive(receiver, received, longest);
+            }
+            flows.iter().all(|(_, _, received)| *received == count)
+        });
+        for host in 0..2 {
+            let totals = hosts.relays[host].as_ref().unwrap().totals();
+            assert_eq!(totals.sent_messages, 2 * count, "none went twice");
+            assert_eq!((totals.ups, totals.downs), (1, 0));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn killed_relays_lose_and_repeat_nothing_by_rdma() {
+    let mut hosts = hosts("kills", 1, 8192);
+    hosts.connect();
+    let (mut sender, mut receiver) = hosts.pair(0, 1);
+    let (mut sent, mut received) = (0, 0);
+    for round in 0..15 {
+        for _ in 0..1 + round * 7 % 40 {
+            send(&mut sender, &mut sent, u64::MAX, 900);
+            hosts.step();
+            receive(&mut receiver, &mut received, 900);
+        }
+        // Dropped as a kill would leave it: nothing is said to anybody.
+        if round % 3 != 1 {
+            hosts.stop(0);
+        }
+        if round % 3 != 0 {
+            hosts.stop(1);
+        }
+        for host in 0..2 {
+            if hosts.relays[host].is_none() {
+                hosts.start(host);
+            }
+        }
+        let before = received;
+        hosts.until("messages after the restart", |_| {
+            send(&mut sender, &mut sent, u64::MAX, 900);
+            receive(&mut receiver, &mut received, 900);
+            received > before + 20
+        });
+        assert_eq!(transports(&hosts), [Some("verbs"); 2], "round {round}");
+    }
+    let limit = sent;
+    hosts.until("all of them", |_| {
+        receive(&mut receiver, &mut received, 900);
+        received == limit
+    });
+}
+
+/// A relay that sleeps is woken by what the card does, on both sides.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn what_comes_by_rdma_wakes_a_relay() {
+    let mut hosts = hosts("wakes", 1, 8192);
+    hosts.connect();
+    let (mut sender, mut receiver) = hosts.pair(0, 1);
+    let clock = hosts.clock;
+    let over = AtomicBool::new(false);
+    let mut times = Vec::new();
+    std::thread::scope(|scope| {
+        for relay in hosts.relays.iter_mut().flatten() {
+            let over = &over;
+            scope.spawn(move || {
+                relay.run(clock, DEFAULT_SPIN, |_, _| !over.load(Ordering::Relaxed));
+            });
+        }
+        for n in 0..40u64 {
+            std::thread::sleep(Duration::from_millis(7));
+            let begun = Instant::now();
+            sender.try_send(&message(n, 900)).unwrap();
+            let mut received = n;
+            while received == n && begun.elapsed() < Duration::from_secs(5) {
+                receive(&mut receiver, &mut received, 900);
+            }
+            times.push(begun.elapsed());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    times.sort();
+    // Without being woken it would be half of 100 ms.
+    assert!(times[20] < Duration::from_millis(10), "{times:?}");
+    assert_eq!(transports(&hosts), [Some("verbs"); 2]);
+}
+
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn where_one_side_does_not_want_rdma_tcp_serves() {
+    for host in 0..2 {
+        let mut wanted = [0, 1].map(|_| vec![Transport::Verbs, Transport::Tcp]);
+        wanted[host] = vec![Transport::Tcp, Transport::Verbs];
+        let mut hosts = Hosts::over("unwanted", 1, 8192, "delivered", wanted);
+        hosts.connect();
+        assert_eq!(transports(&hosts), [Some("tcp"); 2]);
+        let (mut sender, mut receiver) = hosts.pair(0, 1);
+        let (mut sent, mut received) = (0, 0);
+        hosts.until("all messages", |_| {
+            send(&mut sender, &mut sent, 100, 900);
+            receive(&mut receiver, &mut received, 900);
+            received == 100
+        });
+    }
+}
