@@ -9,6 +9,7 @@ use crate::network::{Control, Guard, Network};
 use crate::tls::{Credentials, Tls};
 use crate::verbs_network::{Request, VerbsDoor};
 use crate::wire::{Hello, TRANSPORT_TCP, TRANSPORT_TLS, TRANSPORT_VERBS, Token};
+use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use std::collections::VecDeque;
 use std::io;
@@ -311,6 +312,29 @@ impl TcpNetwork {
             Guard::Tls(tls) => Some(tls.credentials()),
         }
     }
+}
+
+/// An address of this host at which relays can offer RDMA.
+pub fn rdma_address() -> Result<IpAddr, String> {
+    let mut why = String::from("this host has no address");
+    for interface in getifaddrs().map_err(|e| format!("getifaddrs: {e}"))? {
+        let Some(address) = interface.address else {
+            continue;
+        };
+        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            // What needs a scope besides is no endpoint.
+            (_, Some(v6)) if !v6.ip().is_unicast_link_local() => IpAddr::V6(v6.ip()),
+            _ => continue,
+        };
+        match VerbsDoor::open(ip) {
+            Ok(_) => return Ok(ip),
+            Err(other) => why = format!("{ip}: {other}"),
+        }
+    }
+    Err(format!(
+        "no address of this host leads to an RDMA device; {why}"
+    ))
 }
 
 /// What another relay makes: a link, or over RDMA a request for one.

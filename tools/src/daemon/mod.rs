@@ -269,7 +269,8 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
     if let Some(tls) = &tls {
         info!("{}", describe(&config, tls));
     }
-    let network = listen(&config, tls.clone())?;
+    let mut network = listen(&config, tls.clone())?;
+    open_verbs(&mut network);
     let listen = network.address();
     let settings = Settings {
         node: config.node,
@@ -333,4 +334,12 @@ fn listen(config: &RelayConfig, tls: Option<Arc<Tls>>) -> Result<TcpNetwork> {
             _ => Failure::Other(text),
         }
     })
+}
+
+/// RDMA, if there is any. TCP serves without.
+fn open_verbs(network: &mut TcpNetwork) {
+    match network.open_verbs() {
+        Ok(devices) => info!(devices = devices.join(", "), "RDMA is offered"),
+        Err(why) => info!("RDMA is {why}"),
+    }
 }

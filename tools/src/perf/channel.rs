@@ -2,11 +2,12 @@
 //! knows [`End`] only, so another way to connect them is written here.
 
 use super::Result;
-use super::remote::{Daemon, Embedded, RawTcp, attach, free_ports, make_certificates, make_hosts};
+use super::remote::{Between, Daemon, Embedded, RawTcp, attach, make_certificates, make_hosts};
 use super::scratch::Scratch;
 use std::path::Path;
 use std::time::Duration;
 use tbus::config::Security;
+use tbus::grm::Transport;
 use tbus::{
     Address, Directory, Receiver, Ring, RingSpec, Sender, TryRecvError, TrySendError, Uuid,
 };
@@ -17,21 +18,25 @@ pub enum Way {
     /// Two rings.
     #[default]
     Local,
-    /// Two hosts on this machine, with relays over TCP in the two processes' own loops.
-    Embedded(Security),
-    /// Two hosts on this machine, with a `tbusd` each over TCP.
-    Daemons(Security),
+    /// Two hosts on this machine, with relays in the two processes' own loops.
+    Embedded(Security, Transport),
+    /// Two hosts on this machine, with a `tbusd` each.
+    Daemons(Security, Transport),
 }
 
 impl Way {
     /// For people and for files.
     pub fn name(self) -> String {
-        let (relays, security) = match self {
+        let (relays, security, transport) = match self {
             Way::Local => return "local".into(),
-            Way::Embedded(security) => ("embedded relays", security),
-            Way::Daemons(security) => ("two tbusd", security),
+            Way::Embedded(security, transport) => ("embedded relays", security, transport),
+            Way::Daemons(security, transport) => ("two tbusd", security, transport),
         };
-        let mut name = format!("remote, tcp on loopback, {relays}");
+        let over = match transport {
+            Transport::Tcp => "tcp on loopback",
+            other => other.name(),
+        };
+        let mut name = format!("remote, {over}, {relays}");
         // As results were named before there was another.
         if security != Security::None {
             name += &format!(", security {}", security.name());
@@ -63,8 +68,15 @@ pub struct End {
 pub fn open_first(scratch: &Scratch, capacity: u64, way: Way) -> Result<(End, Vec<String>)> {
     match way {
         Way::Local => open_local(scratch, capacity),
-        Way::Embedded(security) => open_remote(scratch, capacity, security, true),
-        Way::Daemons(security) => open_remote(scratch, capacity, security, false),
+        Way::Embedded(security, transport) => {
+            open_remote(scratch, capacity, &Between::new(security, transport)?, true)
+        }
+        Way::Daemons(security, transport) => open_remote(
+            scratch,
+            capacity,
+            &Between::new(security, transport)?,
+            false,
+        ),
     }
 }
 
@@ -84,23 +96,25 @@ fn open_local(scratch: &Scratch, capacity: u64) -> Result<(End, Vec<String>)> {
 fn open_remote(
     scratch: &Scratch,
     capacity: u64,
-    security: Security,
+    between: &Between,
     embedded: bool,
 ) -> Result<(End, Vec<String>)> {
-    let (path, ports) = (scratch.directory().path(), free_ports()?);
-    make_hosts(path, capacity, ports)?;
-    make_certificates(path, security)?;
+    let path = scratch.directory().path();
+    make_hosts(path, capacity, between)?;
+    make_certificates(path, between.security)?;
     let (raw, address) = RawTcp::listen()?;
     let mut daemons = Vec::new();
     if !embedded {
         for host in 0..2 {
-            daemons.push(Daemon::start(path, host, ports, security)?);
+            daemons.push(Daemon::start(path, host, between)?);
         }
     }
-    let end = End::remote(path, 0, embedded.then_some((ports, security)), raw, daemons)?;
+    let end = End::remote(path, 0, embedded.then_some(between), raw, daemons)?;
     let mut arguments = vec![address.to_string()];
-    arguments.extend(ports.map(|port| port.to_string()));
-    arguments.extend([security.name().to_string(), embedded.to_string()]);
+    arguments.extend(between.addresses.map(|address| address.to_string()));
+    let names = [between.security.name(), between.transport.name()];
+    arguments.extend(names.map(str::to_string));
+    arguments.push(embedded.to_string());
     Ok((end, arguments))
 }
 
@@ -115,10 +129,16 @@ pub fn open_second(directory: &Path, arguments: &[String]) -> Result<End> {
             };
             End::local(&open(outgoing)?, &open(incoming)?)
         }
-        [raw, first, second, security, embedded] => {
-            let ports = [first.parse()?, second.parse()?];
-            let security = Security::by_name(security).ok_or("no such security")?;
-            let relay = embedded.parse::<bool>()?.then_some((ports, security));
+        [raw, first, second, security, transport, embedded] => {
+            let between = Between {
+                addresses: [first.parse()?, second.parse()?],
+                security: Security::by_name(security).ok_or("no such security")?,
+                transport: Transport::ALL
+                    .into_iter()
+                    .find(|t| t.name() == transport)
+                    .ok_or("no such transport")?,
+            };
+            let relay = embedded.parse::<bool>()?.then_some(&between);
             End::remote(directory, 1, relay, RawTcp::connect(raw)?, Vec::new())
         }
         _ => Err("the channel is missing".into()),
@@ -142,13 +162,13 @@ impl End {
     fn remote(
         scratch: &Path,
         host: usize,
-        embedded: Option<([u16; 2], Security)>,
+        embedded: Option<&Between>,
         raw: RawTcp,
         daemons: Vec<Daemon>,
     ) -> Result<End> {
         let (bus, sender, receiver) = attach(scratch, host)?;
         let relay = embedded
-            .map(|(ports, security)| Embedded::new(scratch, bus, host, ports, security))
+            .map(|between| Embedded::new(scratch, bus, host, between))
             .transpose()?;
         Ok(End {
             sender,

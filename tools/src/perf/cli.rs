@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tbus::config::Security;
+use tbus::grm::Transport;
 
 /// What its man pages have beyond the options.
 pub const MANUAL: Manual = Manual {
@@ -274,11 +275,12 @@ struct Channel {
     /// Run the relays in the two processes' own loops, not as two tbusd
     #[arg(long, requires = "remote")]
     embedded: bool,
-    /// How the relays make sure of each other; data has TLS with `encrypt` only. The limit is in clear
-    #[arg(long, requires = "remote", value_name = "MODE", default_value = "none",
+    /// How the relays make sure of each other; data has TLS with `encrypt` only. The limit is in clear. If not given, `none`,
+    /// and `authenticate` for verbs, which has no other
+    #[arg(long, requires = "remote", value_name = "MODE",
         value_parser = PossibleValuesParser::new(Security::ALL.map(|(name, _)| name))
             .map(|name| Security::by_name(&name).unwrap_or_default()))]
-    security: Security,
+    security: Option<Security>,
 }
 
 /// A transport that this version has.
@@ -286,16 +288,25 @@ struct Channel {
 enum TransportName {
     /// TCP, on loopback
     Tcp,
+    /// RDMA, at an address of a device
+    Verbs,
 }
 
 impl Channel {
-    fn way(&self) -> Way {
-        let TransportName::Tcp = self.transport;
-        match (self.remote, self.embedded) {
-            (false, _) => Way::Local,
-            (true, true) => Way::Embedded(self.security),
-            (true, false) => Way::Daemons(self.security),
+    fn way(&self) -> Result<Way> {
+        let (transport, usual) = match self.transport {
+            TransportName::Tcp => (Transport::Tcp, Security::None),
+            TransportName::Verbs => (Transport::Verbs, Security::Authenticate),
+        };
+        let security = self.security.unwrap_or(usual);
+        if transport == Transport::Verbs && security != usual {
+            return Err("--transport verbs goes with --security authenticate: RDMA is never encrypted, and its addresses can be reached from other hosts".into());
         }
+        Ok(match (self.remote, self.embedded) {
+            (false, _) => Way::Local,
+            (true, true) => Way::Embedded(security, transport),
+            (true, false) => Way::Daemons(security, transport),
+        })
     }
 }
 
@@ -342,7 +353,7 @@ fn measure(
     common: Common,
     hgrm: Option<PathBuf>,
 ) -> Result<()> {
-    let way = channel.way();
+    let way = channel.way()?;
     let count = channel.count.map(Length::Count);
     let options = Options {
         command: std::env::args().collect(),
@@ -379,7 +390,7 @@ fn run(cli: Cli) -> Result<bool> {
                 remote: false,
                 transport: TransportName::Tcp,
                 embedded: false,
-                security: Security::None,
+                security: None,
             };
             measure(Kind::Limit, channel, None, a.common, a.hgrm)
         }

@@ -5,7 +5,7 @@
 use super::Result;
 use super::audit::{Account, Audit};
 use super::clock::{Clock, ticks};
-use super::remote::{Daemon, attach, free_ports, make_hosts};
+use super::remote::{Between, Daemon, attach, make_hosts};
 use super::scratch::Scratch;
 use super::text::table;
 use hdrhistogram::Histogram;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tbus::config::Security;
+use tbus::grm::Transport;
 use tbus::{Receiver, Sender, TryRecvError, TrySendError};
 
 /// Messages each way in the stream, and after it one at a time for the latency.
@@ -337,11 +338,12 @@ pub fn run() -> Result<bool> {
         "{STREAM} messages each way, {HEAD} to {} bytes; each process and each relay is killed once and started again",
         HEAD + LARGEST - 1
     ));
-    let (path, ports) = (scratch.directory().path().to_path_buf(), free_ports()?);
-    make_hosts(&path, CAPACITY, ports)?;
+    let path = scratch.directory().path().to_path_buf();
+    let between = Between::new(Security::None, Transport::Tcp)?;
+    make_hosts(&path, CAPACITY, &between)?;
     let audit = Audit::open(&scratch.join("audit"), ALL as usize)?;
     let begun = Instant::now();
-    let relay = |host: usize| Daemon::start(&path, host, ports, Security::None);
+    let relay = |host: usize| Daemon::start(&path, host, &between);
     let mut relays = [relay(0)?, relay(1)?];
     let start = |side: usize| Process::start(&scratch, side);
     let mut processes = [start(0)?, start(1)?];

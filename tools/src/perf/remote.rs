@@ -1,4 +1,4 @@
-//! Two hosts on this machine for a measurement: a bus for each process, and relays between them over TCP on loopback;
+//! Two hosts on this machine for a measurement: a bus for each process, and relays between them, over TCP on loopback or by RDMA;
 //! and a bare TCP connection beside them, which is the limit.
 
 use super::Result;
@@ -7,7 +7,7 @@ use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use tbus::manage_routes::RouteManager;
 use tbus::{Address, Bus, Receiver, Sender};
 use tbus_transport::relay::run::Clock;
 use tbus_transport::relay::{Relay, Settings};
-use tbus_transport::tcp_network::TcpNetwork;
+use tbus_transport::tcp_network::{TcpNetwork, rdma_address};
 use tbus_transport::tls::{Tls, Trust};
 
 /// The ends of the channel, on host 0 and host 1.
@@ -28,19 +28,48 @@ const CLUSTER: &str = "tbusperf";
 /// Two relays on one idle machine find each other in milliseconds.
 const CONNECT: Duration = Duration::from_secs(20);
 
+/// How the relays of the two hosts meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Between {
+    /// Where each listens.
+    pub addresses: [SocketAddr; 2],
+    /// How they make sure of each other.
+    pub security: Security,
+    /// What carries the data.
+    pub transport: Transport,
+}
+
+impl Between {
+    /// At addresses where nobody listens: on loopback, or for RDMA of a device.
+    pub fn new(security: Security, transport: Transport) -> Result<Between> {
+        let ip = match transport {
+            Transport::Verbs => rdma_address()?,
+            _ => LOOPBACK,
+        };
+        Ok(Between {
+            addresses: free_ports()?.map(|port| SocketAddr::new(ip, port)),
+            security,
+            transport,
+        })
+    }
+}
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 /// Makes both hosts' maps in `scratch`, for rings of `capacity` bytes.
-pub fn make_hosts(scratch: &Path, capacity: u64, ports: [u16; 2]) -> Result<()> {
+pub fn make_hosts(scratch: &Path, capacity: u64, between: &Between) -> Result<()> {
     let text = format!(
         "<TbusGCIM><GCIMShmKey>1</GCIMShmKey><Channels><Address>0.0.1.1</Address><Address>0.0.2.1</Address>\
          <SendSize>{capacity}</SendSize><RecvSize>{capacity}</RecvSize></Channels></TbusGCIM>"
     );
     let channels =
         parse_channels(text.as_bytes(), false, u64::MAX).map_err(|e| format!("{e:?}"))?;
+    let [first, second] = between.addresses;
+    let transport = between.transport.name();
     let text = format!(
         "<RelayMnger><RelayShmKey>2</RelayShmKey>\
-         <Relays><Addr>0.0.1.1</Addr><MConn>tcp://127.0.0.1:{}</MConn></Relays>\
-         <Relays><Addr>0.0.2.1</Addr><MConn>tcp://127.0.0.1:{}</MConn></Relays></RelayMnger>",
-        ports[0], ports[1]
+         <Relays><Addr>0.0.1.1</Addr><MConn>tcp://{first}</MConn><Transports>{transport}</Transports></Relays>\
+         <Relays><Addr>0.0.2.1</Addr><MConn>tcp://{second}</MConn><Transports>{transport}</Transports></Relays></RelayMnger>"
     );
     let routes =
         tbus::config::parse_routes(text.as_bytes(), false).map_err(|e| format!("{e:?}"))?;
@@ -118,6 +147,7 @@ pub fn attach(scratch: &Path, host: usize) -> Result<(Bus, Sender, Receiver)> {
 pub struct Embedded {
     relay: Relay<TcpNetwork>,
     clock: Clock,
+    transport: Transport,
 }
 
 impl std::fmt::Debug for Embedded {
@@ -128,22 +158,16 @@ impl std::fmt::Debug for Embedded {
 
 impl Embedded {
     /// The relay of `host`.
-    pub fn new(
-        scratch: &Path,
-        bus: Bus,
-        host: usize,
-        ports: [u16; 2],
-        security: Security,
-    ) -> Result<Embedded> {
+    pub fn new(scratch: &Path, bus: Bus, host: usize, between: &Between) -> Result<Embedded> {
         let endpoint = |host: usize| RelayEndpoint {
-            host: "127.0.0.1".into(),
-            port: ports[host],
+            host: between.addresses[host].ip().to_string(),
+            port: between.addresses[host].port(),
         };
         let route = Route {
             address: ADDRESSES[1 - host],
             created: 0,
             endpoints: vec![endpoint(1 - host)],
-            transports: vec![Transport::Tcp],
+            transports: vec![between.transport],
             description: String::new(),
         };
         let settings = Settings {
@@ -151,21 +175,25 @@ impl Embedded {
             cluster: CLUSTER.into(),
             endpoint: endpoint(host).to_string(),
         };
-        let address = SocketAddr::from(([127, 0, 0, 1], ports[host]));
-        let network = match security {
+        let address = between.addresses[host];
+        let mut network = match between.security {
             Security::None => TcpNetwork::listen(address, &[])?,
             _ => {
                 let trust = Trust {
                     cluster: CLUSTER.into(),
-                    security,
+                    security: between.security,
                     allow: Vec::new(),
                 };
                 TcpNetwork::listen_with(address, &[], Tls::new(files_of(scratch, host), trust)?)?
             }
         };
+        if between.transport == Transport::Verbs {
+            network.open_verbs()?;
+        }
         Ok(Embedded {
             relay: Relay::new(settings, bus, vec![route], network)?,
             clock: Clock::default(),
+            transport: between.transport,
         })
     }
 
@@ -188,7 +216,21 @@ impl Embedded {
                 );
             }
         }
-        Ok(())
+        // What is measured must be what is said.
+        let status = self.relay.status(self.clock.now());
+        match status
+            .peers
+            .iter()
+            .all(|peer| peer.transport == Some(self.transport.name()))
+        {
+            true => Ok(()),
+            false => Err(format!(
+                "data does not go by {}: {:?}",
+                self.transport.name(),
+                status.peers
+            )
+            .into()),
+        }
     }
 }
 
@@ -204,21 +246,16 @@ pub struct Daemon(Child);
 
 impl Daemon {
     /// Starts a relay for `host`.
-    pub fn start(
-        scratch: &Path,
-        host: usize,
-        ports: [u16; 2],
-        security: Security,
-    ) -> Result<Daemon> {
+    pub fn start(scratch: &Path, host: usize, between: &Between) -> Result<Daemon> {
         let file = scratch.join(format!("host{host}.toml"));
         let mut text = format!(
-            "cluster = \"{CLUSTER}\"\nnode = {}\ngcim_key = 1\nrelay_key = 2\nlisten = \"127.0.0.1:{}\"\n\
+            "cluster = \"{CLUSTER}\"\nnode = {}\ngcim_key = 1\nrelay_key = 2\nlisten = \"{}\"\n\
              metrics = \"none\"\nsecurity = \"{}\"\n",
             host + 1,
-            ports[host],
-            security.name()
+            between.addresses[host],
+            between.security.name()
         );
-        if security != Security::None {
+        if between.security != Security::None {
             let files = files_of(scratch, host);
             text += &format!(
                 "certificate = {:?}\nprivate_key = {:?}\nauthority = {:?}\n",
