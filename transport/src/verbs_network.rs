@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
-use tbus_rdma_sys::{ConnectionId, Error, EventChannel, EventKind, Verbs};
+use tbus_rdma_sys::{ConnectionId, Device, Error, EventChannel, EventKind, Verbs};
 
 /// Requests that wait in the kernel; anybody can make some.
 const BACKLOG: u16 = 64;
@@ -69,6 +69,13 @@ impl VerbsDoor {
             .bind(address)
             .and_then(|()| listener.listen(BACKLOG));
         listens.map_err(unavailable)?;
+        // Addresses that no device has can be listened at.
+        if !ip.is_unspecified() && Device::of(&listener).is_err() {
+            let name = devices.join(", ");
+            return Err(format!(
+                "unavailable: {ip} is no address of an interface of {name}; see `rdma link`"
+            ));
+        }
         let door = VerbsDoor {
             verbs,
             listener,

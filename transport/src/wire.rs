@@ -34,6 +34,13 @@ pub const CHUNK_HEADER: usize = 64;
 /// The most ring bytes in one chunk.
 pub const MAX_CHUNK: usize = 1 << 16;
 
+/// Receive buffers of each end of a link over RDMA.
+pub const VERBS_BUFFERS: u32 = 256;
+/// Bytes of a message on such a link: the credit, then a chunk's header.
+pub const VERBS_MESSAGE: usize = 68;
+/// The most ring bytes that one notice of such a link tells of.
+pub const VERBS_PIECE: usize = 1 << 18;
+
 /// A secret that ties a link to its session: used once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub [u8; 16]);

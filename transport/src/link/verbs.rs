@@ -19,6 +19,7 @@
 use super::{Event, Link, Quiesced, Remote};
 use crate::BySlot;
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, MAX_CHUNK, Token};
+use crate::wire::{VERBS_BUFFERS as BUFFERS, VERBS_MESSAGE as MESSAGE, VERBS_PIECE as PIECE};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -31,13 +32,8 @@ use tbus_rdma_sys::{
 };
 use tracing::{error, warn};
 
-/// Receive buffers of each side.
-pub const BUFFERS: u32 = 256;
-/// Bytes of a message: a header and the credit. One of credit alone has only that.
-pub const MESSAGE: usize = CHUNK_HEADER + CREDIT;
-const CREDIT: usize = 4;
-/// The most bytes that one notice tells of.
-const PIECE: u64 = 1 << 18;
+/// Bytes of the credit in a message. One of credit alone has only that.
+const CREDIT: usize = MESSAGE - CHUNK_HEADER;
 /// More than this many bytes are not accepted: what waits in the ring instead goes out in larger pieces.
 const UNDER_WAY: u64 = 2 << 20;
 const LIMITS: Limits = Limits {
@@ -358,8 +354,8 @@ impl VerbsLink {
             && source.begun
             && slot <= u32::from(u16::MAX)
             && (to - from).is_multiple_of(8);
-        let longest = if by_number { PIECE } else { MAX_CHUNK as u64 };
-        let length = (to - from).min(longest);
+        let longest = if by_number { PIECE } else { MAX_CHUNK };
+        let length = (to - from).min(longest as u64);
         let data = Data {
             slot,
             epoch: source.epoch,
