@@ -134,6 +134,10 @@ impl Link for AnyLink {
         of_either!(self, link => link.is_busy())
     }
 
+    fn gives_company(&self) -> bool {
+        of_either!(self, link => link.gives_company())
+    }
+
     fn quiesce(self) -> Quiesced {
         of_either!(self, link => (*link).quiesce())
     }

@@ -110,6 +110,11 @@ pub trait Link {
     /// True if something accepted is not sent yet.
     fn is_busy(&self) -> bool;
 
+    /// True if a control record costs nothing now, since it goes along with what is sent anyway.
+    fn gives_company(&self) -> bool {
+        self.is_busy()
+    }
+
     /// Ends the link.
     fn quiesce(self) -> Quiesced;
 }

@@ -725,6 +725,10 @@ impl Link for VerbsLink {
         self.down.is_none() && !self.items.is_empty()
     }
 
+    fn gives_company(&self) -> bool {
+        false // a message of its own, always
+    }
+
     fn quiesce(mut self) -> Quiesced {
         // So that the peer need not find out by silence. It also fails what is posted.
         if self.established

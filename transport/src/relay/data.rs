@@ -303,7 +303,7 @@ impl<N: Network> Relay<N> {
             return;
         };
         if session.has_acks() {
-            let company = link.is_busy();
+            let company = link.gives_company();
             while let Some(control) = session.next_ack(now, company) {
                 link.control(control);
             }
