@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tbus::grm::Transport;
 use tbus::{Receiver, Sender, TryRecvError, TrySendError};
-use tbus_transport::relay::run::DEFAULT_SPIN;
+use tbus_transport::relay::run::{DEFAULT_SPIN, Next};
 
 /// Message `n`: its number, then bytes that depend on it; of many lengths, some beyond what one notice tells of.
 fn message(n: u64, longest: u64) -> Vec<u8> {
@@ -141,7 +141,12 @@ fn what_comes_by_rdma_wakes_a_relay() {
         for relay in hosts.relays.iter_mut().flatten() {
             let over = &over;
             scope.spawn(move || {
-                relay.run(clock, DEFAULT_SPIN, |_, _| !over.load(Ordering::Relaxed));
+                relay.run(clock, DEFAULT_SPIN, |_, _| {
+                    match over.load(Ordering::Relaxed) {
+                        true => Next::End,
+                        false => Next::GoOn,
+                    }
+                });
             });
         }
         for n in 0..40u64 {

@@ -275,26 +275,39 @@ impl VerbsLink {
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         let any = poll(&mut fds, PollTimeout::ZERO);
         let [events, asyncs] = fds.map(|fd| any.is_err() || fd.any().unwrap_or(true));
-        while events {
-            match self.channel.next_event() {
-                Ok(Some(event)) => self.happened(event.kind),
-                Ok(None) => break,
-                Err(error) => return self.fail(error.to_string()),
+        let taken = match events {
+            true => self.take_events(),
+            false => Ok(()),
+        };
+        let taken = taken.and_then(|()| match asyncs {
+            true => self.take_async_events(),
+            false => Ok(()),
+        });
+        if let Err(error) = taken {
+            self.fail(error.to_string());
+        }
+        self.look_at_deadlines(now);
+    }
+
+    fn take_events(&mut self) -> rdma::error::Result<()> {
+        while let Some(event) = self.channel.next_event()? {
+            self.happened(event.kind);
+        }
+        Ok(())
+    }
+
+    fn take_async_events(&mut self) -> rdma::error::Result<()> {
+        while let Some(event) = self.device.next_async_event()? {
+            // Another link's queue pair fails what was posted there, so that one learns of it.
+            let ours = event.queue_pair.is_none_or(|n| n == self.pair.number());
+            if event.fatal && ours {
+                self.fail(format!("the RDMA device says: {}", event.text));
             }
         }
-        while asyncs {
-            match self.device.next_async_event() {
-                // Another link's queue pair fails what was posted there, so that one learns of it.
-                Ok(Some(event)) => {
-                    let ours = event.queue_pair.is_none_or(|n| n == self.pair.number());
-                    if event.fatal && ours {
-                        self.fail(format!("the RDMA device says: {}", event.text));
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => return self.fail(error.to_string()),
-            }
-        }
+        Ok(())
+    }
+
+    fn look_at_deadlines(&mut self, now: Instant) {
         if !self.established && now - self.begun > ESTABLISHED {
             self.fail("the RDMA connection was not established in time");
         }
@@ -402,7 +415,7 @@ impl VerbsLink {
         let both = [write(offset, first), write(0, length - first)];
         let writes = &both[..1 + usize::from(first < length)];
         if by_number {
-            let number = data.slot << 16 | data.length / 8;
+            let number = (data.slot << 16) | (data.length / 8);
             return self.post(writes, Notice::Immediate(number), last);
         }
         let chunk = Chunk {
