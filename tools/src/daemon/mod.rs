@@ -270,7 +270,6 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
         info!("{}", describe(&config, tls));
     }
     let mut network = listen(&config, tls.clone())?;
-    open_verbs(&mut network);
     let listen = network.address();
     let settings = Settings {
         node: config.node,
@@ -284,6 +283,7 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
     let (asker, answers) = snapshot::channel();
     let socket = socket_path(config.node, config.gcim_key);
     status::answer(&socket, asker.clone())?;
+    open_verbs(&mut network);
     let mut relay = Relay::new(settings, bus, grm, network)?;
     relay.allow(config.allow.iter().map(|peer| peer.node).collect());
     info!(
