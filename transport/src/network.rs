@@ -124,6 +124,9 @@ pub trait Network {
         0
     }
 
+    /// Nobody waits any more for the link that was to be made with this token.
+    fn give_up(&mut self, _token: Token) {}
+
     /// A link that another relay made, and the token that it showed.
     fn accept_link(&mut self) -> Option<(Token, Self::Arrival)>;
 }

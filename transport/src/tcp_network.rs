@@ -541,6 +541,12 @@ impl Network for TcpNetwork {
         Some((token, Arrived::Verbs(request)))
     }
 
+    fn give_up(&mut self, token: Token) {
+        if let Some(verbs) = &mut self.verbs {
+            verbs.give_up(token);
+        }
+    }
+
     fn welcome(&mut self, link: Arrived) -> Result<AnyLink, String> {
         match link {
             Arrived::Tcp(link) => Ok(AnyLink::Tcp(link)),

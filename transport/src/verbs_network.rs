@@ -12,6 +12,8 @@ use tbus_rdma_sys::{ConnectionId, Device, Error, EventChannel, EventKind, Verbs}
 const BACKLOG: u16 = 64;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);
+/// Requests that are heard at one look: anybody can make some, and each takes time of who moves data.
+const TURN: u32 = 4;
 /// A packet that is not acknowledged within 67 ms is sent again, seven times at most: a dead peer is seen in about a second.
 const ACK_TIMEOUT: u8 = 14;
 /// Memory that a link needs for itself at least.
@@ -24,6 +26,8 @@ pub(crate) struct VerbsDoor {
     listener: ConnectionId,
     channel: EventChannel,
     dials: Vec<Dial>,
+    /// Requests since the last look that found none, or enough.
+    heard: u32,
     looked: Cell<Option<Instant>>,
 }
 
@@ -81,6 +85,7 @@ impl VerbsDoor {
             listener,
             channel,
             dials: Vec::new(),
+            heard: 0,
             looked: Cell::new(None),
         };
         Ok((door, devices))
@@ -136,7 +141,10 @@ impl VerbsDoor {
             return None;
         }
         // What cannot be a token is refused by being dropped.
-        while let Ok(Some(event)) = self.channel.next_event() {
+        while self.heard < TURN
+            && let Ok(Some(event)) = self.channel.next_event()
+        {
+            self.heard += 1;
             if let EventKind::ConnectRequest(id) = event.kind
                 && let Some(token) = event.private_data.first_chunk::<16>()
             {
@@ -144,8 +152,14 @@ impl VerbsDoor {
                 return Some((Token(*token), Request { verbs, id }));
             }
         }
+        self.heard = 0;
         self.looked.set(Some(now));
         None
+    }
+
+    /// Nobody waits any more for the link of this token.
+    pub fn give_up(&mut self, token: Token) {
+        self.dials.retain(|dial| dial.token != token);
     }
 }
 

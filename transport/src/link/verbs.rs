@@ -49,12 +49,14 @@ pub(crate) const ESTABLISHED: Duration = Duration::from_secs(3);
 /// The memory of a detached mirror stays so long. By then an honest peer has heard of it, and what it had posted is done; what another
 /// one writes there fails its link.
 const DETACHED: Duration = Duration::from_secs(5);
+/// Bytes that a notice counts as at least.
+const NOTICE: usize = 512;
 /// Between two looks at what seldom happens.
 const LOOK: Duration = Duration::from_millis(1);
 /// Polls between two looks at the clock.
 const POLLS: u32 = 64;
 /// The device gets so long to give everything back when a link ends.
-const DRAIN: Duration = Duration::from_millis(500);
+const DRAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Source {
@@ -66,6 +68,8 @@ struct Source {
     next: u64,
     /// Epoch and position were told.
     begun: bool,
+    /// Nothing more is to be sent of it: its memory is given back when the device is done with it.
+    detached: bool,
 }
 
 #[derive(Debug)]
@@ -488,6 +492,10 @@ impl VerbsLink {
             } = *first;
             self.flying.pop_front();
             self.under_way -= length;
+            let source = self.sources.get(slot as usize).and_then(Option::as_ref);
+            if source.is_some_and(|source| source.detached) {
+                self.give_back(slot);
+            }
             match events.last_mut() {
                 Some(Event::SourceDone {
                     slot: last,
@@ -577,6 +585,19 @@ impl VerbsLink {
         Ok(())
     }
 
+    /// Gives back the memory of a detached source, unless the device may still read it. Slots are never used twice.
+    fn give_back(&mut self, slot: u32) {
+        let waits = |item: &Item| matches!(item, Item::Data { slot: other, .. } if *other == slot);
+        let is_read =
+            self.flying.iter().any(|flying| flying.slot == slot) || self.items.iter().any(waits);
+        if let Some(source) = self.sources.get_mut(slot as usize)
+            && !is_read
+            && source.as_ref().is_some_and(|source| source.detached)
+        {
+            *source = None;
+        }
+    }
+
     /// Why nothing that is posted will be done any more.
     fn failed(&mut self, status: &rdma::Status) {
         // Who ended it says why, if it was not this side; a flush does not.
@@ -603,6 +624,7 @@ impl Link for VerbsLink {
             key: remote.1,
             next: 0,
             begun: false,
+            detached: false,
         };
         let index = slot as usize;
         if index >= self.sources.len() {
@@ -641,14 +663,9 @@ impl Link for VerbsLink {
     }
 
     fn detach_source(&mut self, slot: u32) {
-        // The device may still read it: then it stays until the link ends. Slots are never used twice.
-        let flies = self.flying.iter().any(|flying| flying.slot == slot);
-        let waits = |item: &Item| matches!(item, Item::Data { slot: other, .. } if *other == slot);
-        if !flies
-            && !self.items.iter().any(waits)
-            && let Some(source) = self.sources.get_mut(slot as usize)
-        {
-            *source = None;
+        if let Some(Some(source)) = self.sources.get_mut(slot as usize) {
+            source.detached = true;
+            self.give_back(slot);
         }
     }
 
@@ -668,6 +685,7 @@ impl Link for VerbsLink {
         };
         // By order alone is known where bytes belong.
         debug_assert!(!source.begun || source.next == from);
+        debug_assert!(!source.detached);
         source.next = to;
         self.under_way += to - from;
         match self.items.back_mut() {
@@ -704,7 +722,8 @@ impl Link for VerbsLink {
                     _ if self.down.is_some() => {}
                     Outcome::Sent(number) => self.sent(number, events),
                     Outcome::Received(received) => match self.received(received, events) {
-                        Ok(bytes) => taken += bytes,
+                        // Each costs time, however little it brings.
+                        Ok(bytes) => taken += bytes.max(NOTICE),
                         Err(why) => self.fail(why),
                     },
                     Outcome::Failed(status) => self.failed(&status),

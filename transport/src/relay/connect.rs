@@ -303,8 +303,8 @@ impl<N: Network> Relay<N> {
         if peer.control.is_none() && peer.link.is_none() {
             return;
         }
-        if matches!(why, Goodbye::Link | Goodbye::Silence) && !peer.rdma.proved {
-            self.verbs_failed(p, &text, now);
+        if matches!(why, Goodbye::Link | Goodbye::Silence) {
+            self.link_failed(p, &text, now);
         }
         let peer = &mut self.peers[p];
         peer.send(&[Frame::Bye {
@@ -313,7 +313,9 @@ impl<N: Network> Relay<N> {
         }]);
         warn!(peer = %peer.name(), node = peer.node, ?why, "disconnected: {text}");
         peer.control = None;
-        peer.rdma.ended();
+        if let Some(token) = peer.rdma.ended() {
+            self.network.give_up(token);
+        }
         peer.drop_link();
         peer.session.down();
         peer.trouble = Some(format!("{why:?}: {text}"));

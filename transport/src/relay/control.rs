@@ -108,10 +108,15 @@ impl<N: Network> Relay<N> {
                 let Some(stream) = &peer.control else {
                     return;
                 };
+                if peer.link.is_some() || peer.rdma.dialled.is_some() {
+                    let text = "a second OFFER on one connection".into();
+                    return self.down(p, Goodbye::Violation, text, now);
+                }
                 if transport == wire::TRANSPORT_VERBS && peer.transport == wire::TRANSPORT_TCP {
-                    if !self.may_use_verbs(p) {
+                    if !self.may_use_verbs(p, now) {
                         let text = format!(
-                            "RDMA is offered, and node {} has none, or routes there that do not name verbs before tcp",
+                            "RDMA is offered, and node {} has none, or routes there that do not name verbs before tcp, or it has \
+                             just failed",
                             self.settings.node
                         );
                         return self.down(p, Goodbye::Link, text, now);
@@ -203,9 +208,6 @@ impl<N: Network> Relay<N> {
                 }
             }
             Demand::Bye { why, text } => {
-                if why == Goodbye::Link {
-                    self.verbs_failed(p, &text, now);
-                }
                 self.down(p, why, format!("by the peer: {text}"), now);
                 if why == Goodbye::NotYours {
                     self.peers[p].dial_due = now + PROBE;

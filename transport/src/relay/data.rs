@@ -207,6 +207,9 @@ impl<N: Network> Relay<N> {
         let mut frames = Vec::new();
         let peer = &mut self.peers[ring.peer];
         peer.session.end(ring.slot, &mut frames);
+        if let Some(link) = &mut peer.link {
+            link.detach_source(ring.slot);
+        }
         peer.send(&frames);
     }
 
