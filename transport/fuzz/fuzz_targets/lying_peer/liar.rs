@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use tbus::layout::commit_word;
 use tbus::{Address, Cursor, Uuid};
+use tbus_transport::relay::status::PeerState;
 use tbus_transport::wire::{
     CHUNK_HEADER, Chunk, Control, Data, Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN,
     Refusal, Resume, Token,
@@ -556,7 +557,9 @@ impl Liar {
     pub fn hang_up(mut self, host: &mut Host) {
         (self.control, self.link) = (None, None);
         for _ in 0..PATIENCE {
-            if host.relay.totals().downs > self.downs {
+            // A connection without a link is not counted when it goes.
+            let is_gone = host.relay.states().contains(&PeerState::Disconnected);
+            if is_gone || host.relay.totals().downs > self.downs {
                 return;
             }
             host.step();
