@@ -12,6 +12,17 @@ use lan::{Lan, possible};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+const MANUAL: &str = "docs/operations.md";
+
+/// Where the repository's files are.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap()
+}
+
 /// A host's mounts live as long as its first process.
 struct Machine {
     first: Child,
@@ -113,8 +124,7 @@ fn the_commands_of_the_manual_work() {
     if !possible() {
         return;
     }
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
-    let text = std::fs::read_to_string(text).unwrap();
+    let text = read(MANUAL);
     let lan = Lan::new();
     // Not in /dev/shm, which is to be another one for each machine.
     let name = format!("operations-{}", std::process::id());
@@ -211,8 +221,7 @@ fn told(code: &str) -> String {
 
 #[test]
 fn every_line_of_the_log_is_in_the_manual() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let manual = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let (root, manual) = (root(), read(MANUAL));
     let (mut files, mut lines, mut missing) = (Vec::new(), 0, Vec::new());
     for directory in ["transport/src", "tools/src/daemon"] {
         sources(&root.join(directory), &mut files);
@@ -257,9 +266,7 @@ fn every_line_of_the_log_is_in_the_manual() {
 
 #[test]
 fn every_reason_for_an_end_is_in_the_manual() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let manual = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
-    let wire = std::fs::read_to_string(root.join("transport/src/wire.rs")).unwrap();
+    let (manual, wire) = (read(MANUAL), read("transport/src/wire.rs"));
     for (name, variants) in [("Goodbye", 11), ("Refusal", 3)] {
         let (_, code) = wire.split_once(&format!("pub enum {name} {{")).unwrap();
         let code = code.split("\n}").next().unwrap();
@@ -281,10 +288,7 @@ fn every_reason_for_an_end_is_in_the_manual() {
 
 #[test]
 fn every_alarm_and_metric_is_in_the_manual() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manual = std::fs::read_to_string(root.join("../docs/operations.md")).unwrap();
-    let read = |name: &str| std::fs::read_to_string(root.join("src/daemon").join(name)).unwrap();
-    let alarms = read("alarms.rs");
+    let (manual, alarms) = (read(MANUAL), read("tools/src/daemon/alarms.rs"));
     let names: Vec<_> = alarms
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Kind::")?.split_once("=> \""))
@@ -294,7 +298,7 @@ fn every_alarm_and_metric_is_in_the_manual() {
     for name in names {
         assert!(manual.contains(&format!("| `{name}` |")), "alarm {name}");
     }
-    let metrics = read("metrics.rs");
+    let metrics = read("tools/src/daemon/metrics.rs");
     let names: Vec<_> = metrics
         .split("\"tbus_")
         .skip(1)

@@ -6,7 +6,7 @@
 
 mod hosts;
 
-use hosts::{Host, PATIENCE, Process, Scratch, turn, within};
+use hosts::{Host, PATIENCE, Process, Scratch, address, turn, within};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use std::os::unix::fs::{MetadataExt, chown};
@@ -23,11 +23,6 @@ const STRANGER: Who = (61003, 61003);
 /// Hosts number their users each for itself.
 const OWNER_THERE: Who = (61005, 61005);
 const RELAY: Who = (61010, 62010);
-
-/// Address n of a host, of channel n.
-fn address(host: u32, n: u32) -> Address {
-    Address(host << 24 | n)
-}
 
 /// False, and said, where it is accepted that the test cannot be run.
 fn as_root() -> bool {

@@ -221,6 +221,21 @@ impl Hosts {
         self.relays[host] = None;
     }
 
+    /// Relays die and are started again: the first one, the second one or both, by `round`. Dropped as a kill would leave it:
+    /// nothing is said to anybody.
+    pub fn crash(&mut self, round: u64) {
+        for host in 0..2 {
+            if round % 3 != 1 - host as u64 {
+                self.stop(host);
+            }
+        }
+        for host in 0..2 {
+            if self.relays[host].is_none() {
+                self.start(host);
+            }
+        }
+    }
+
     /// One pass of both relays.
     pub fn step(&mut self) {
         let now = self.clock.now();
