@@ -28,7 +28,7 @@ struct Inner {
 }
 
 /// One address of a bus and the channels that it is an end of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Endpoint {
     bus: Bus,
     address: Address,

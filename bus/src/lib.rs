@@ -99,7 +99,15 @@ pub fn random() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-pub use address::{Address, AddressError, ShownAddress, Template};
+/// How many forks lie between the process that first attached to a bus and this one. A handle is of use only while this is what it
+/// was when the handle was made; who must not touch a handle, or a lock around it, in a child compares.
+#[cfg(not(loom))]
+#[inline]
+pub fn forks() -> u32 {
+    fork::generation()
+}
+
+pub use address::{Address, AddressError, ShownAddress, Template, parse_key};
 pub use layout::Cursor;
 pub use ring::Damage;
 #[cfg(not(loom))]

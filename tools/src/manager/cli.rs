@@ -6,7 +6,7 @@ use crate::manual::Manual;
 use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tbus::config::parse_key;
+use tbus::parse_key;
 
 /// What its man page has beyond the options.
 pub const MANUAL: Manual = Manual {

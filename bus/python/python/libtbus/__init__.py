@@ -1,0 +1,1 @@
+"""The module of old programs; see docs/python.md. New ones use the package ``tbus``."""

@@ -1,0 +1,298 @@
+//! A handle that threads share: calls take turns, waits let go of the interpreter, and asyncio is told by a descriptor.
+//!
+//! While the lock of a handle is held, no Python code runs: it could call the same handle.
+
+use crate::errors;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// The longest wait without a look for signals, which a sleep in the bus does not exceed either.
+const SLICE: Duration = tbus::LONGEST_SLEEP;
+/// The same for the thread that watches for asyncio: a call of the event loop's own may have to wait for it.
+const WATCH_SLICE: Duration = Duration::from_millis(20);
+/// How long a waiting thread stands back for a call.
+const STAND_BACK: Duration = Duration::from_micros(50);
+
+/// What a handle can wait for.
+pub trait Waits: Send + 'static {
+    /// Waits until it is worth to try again, with a message of `length` bytes. False if the time has run out.
+    fn sleep(&mut self, length: usize, timeout: Duration) -> bool;
+}
+
+/// Something of the bus that Python's threads share.
+pub struct Handle<T: Waits> {
+    shared: Arc<Shared<T>>,
+    /// What [`tbus::forks`] was when it was made.
+    forks: u32,
+}
+
+struct Shared<T> {
+    /// None when closed.
+    inner: Mutex<Option<T>>,
+    /// Calls that wait for the lock; who sleeps with it lets them in first.
+    wanted: AtomicU32,
+    watch: Arc<Watch>,
+}
+
+/// Who is to be told by a descriptor, and the thread that does.
+#[derive(Default)]
+struct Watch {
+    state: Mutex<WatchState>,
+    change: Condvar,
+}
+
+#[derive(Default)]
+struct WatchState {
+    /// Each with the length of the message that it wants room for.
+    tickets: Vec<(usize, Arc<EventFd>)>,
+    running: bool,
+    stop: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `timeout` of a call: seconds, or None for ever.
+pub fn duration(timeout: Option<f64>) -> PyResult<Option<Duration>> {
+    match timeout {
+        None => Ok(None),
+        Some(seconds) if seconds >= 0.0 => Ok(Duration::try_from_secs_f64(seconds).ok()), // else longer than all time
+        Some(seconds) => Err(PyValueError::new_err(format!(
+            "timeout: {seconds} is no time to wait; give seconds from 0 on, or None to wait for ever"
+        ))),
+    }
+}
+
+impl<T: Waits> Handle<T> {
+    pub fn new(inner: T) -> Handle<T> {
+        Handle {
+            shared: Arc::new(Shared {
+                inner: Mutex::new(Some(inner)),
+                wanted: AtomicU32::new(0),
+                watch: Arc::default(),
+            }),
+            forks: tbus::forks(),
+        }
+    }
+
+    /// Before any lock: one that was held while this process was forked stays locked in the child.
+    #[inline]
+    fn in_own_process(&self) -> PyResult<()> {
+        match self.forks == tbus::forks() {
+            true => Ok(()),
+            false => Err(errors::forked()),
+        }
+    }
+
+    #[inline]
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Option<T>> {
+        match self.shared.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(inner)) => inner.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                // Relaxed, here and below: a hint to stand back; the lock orders everything.
+                self.shared.wanted.fetch_add(1, Relaxed);
+                let inner = self.shared.inner.lock_py_attached(py);
+                self.shared.wanted.fetch_sub(1, Relaxed);
+                inner.unwrap_or_else(PoisonError::into_inner)
+            }
+        }
+    }
+
+    /// Calls `act`, which must run no Python code.
+    #[inline]
+    pub fn with<R>(&self, py: Python<'_>, act: impl FnOnce(&mut T) -> R) -> PyResult<R> {
+        self.in_own_process()?;
+        match self.lock(py).as_mut() {
+            Some(inner) => Ok(act(inner)),
+            None => Err(errors::closed()),
+        }
+    }
+
+    /// Calls `attempt` until it gives something; None when the timeout has passed. Signal handlers run meanwhile.
+    #[inline]
+    pub fn wait_for<R>(
+        &self,
+        py: Python<'_>,
+        length: usize,
+        timeout: Option<Duration>,
+        mut attempt: impl FnMut(&mut T) -> Option<R>,
+    ) -> PyResult<Option<R>> {
+        if let Some(found) = self.with(py, &mut attempt)? {
+            return Ok(Some(found));
+        }
+        if timeout == Some(Duration::ZERO) {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        loop {
+            let slice = match timeout {
+                None => SLICE,
+                Some(timeout) => SLICE.min(timeout.saturating_sub(begun.elapsed())),
+            };
+            py.detach(|| self.shared.sleep(length, slice));
+            py.check_signals()?;
+            if let Some(found) = self.with(py, &mut attempt)? {
+                return Ok(Some(found));
+            }
+            if timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Closes it, if `may` says so: its end of the channel is free for others. Nothing if it was closed before.
+    pub fn close(&self, py: Python<'_>, may: impl FnOnce(&mut T) -> PyResult<()>) -> PyResult<()> {
+        self.in_own_process()?;
+        let mut inner = self.lock(py);
+        if let Some(inner) = inner.as_mut() {
+            may(inner)?;
+        }
+        let closed = inner.take();
+        drop(inner);
+        drop(closed);
+        self.shared.watch.stop();
+        Ok(())
+    }
+
+    /// A ticket for the next time that it is worth to try; None if that is now, by `ready`.
+    pub fn ticket(
+        &self,
+        length: usize,
+        ready: impl FnOnce(&mut T) -> bool,
+    ) -> PyResult<Option<Ticket>> {
+        self.in_own_process()?;
+        // If another thread sleeps with the lock, there is nothing yet.
+        match self.shared.inner.try_lock() {
+            Ok(mut inner) => {
+                if ready(inner.as_mut().ok_or_else(errors::closed)?) {
+                    return Ok(None);
+                }
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Poisoned(_)) => return Ok(None),
+        }
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let system = |error: std::io::Error| errors::SystemFailed::new_err(error.to_string());
+        let event = EventFd::from_value_and_flags(0, flags).map_err(|e| system(e.into()))?;
+        let event = Arc::new(event);
+        let mut state = lock(&self.shared.watch.state);
+        if state.stop {
+            drop(state);
+            return Err(errors::closed());
+        }
+        if !state.running {
+            let shared = self.shared.clone();
+            std::thread::Builder::new()
+                .name("tbus-watch".into())
+                .spawn(move || shared.watch())
+                .map_err(system)?;
+            state.running = true;
+        }
+        state.tickets.push((length, event.clone()));
+        drop(state);
+        self.shared.watch.change.notify_one();
+        let watch = self.shared.watch.clone();
+        Ok(Some(Ticket { event, watch }))
+    }
+}
+
+impl<T: Waits> Drop for Handle<T> {
+    fn drop(&mut self) {
+        // In a child there is no thread, and its locks are as the parent's thread left them.
+        if self.forks != tbus::forks() {
+            return;
+        }
+        let running = lock(&self.shared.watch.state).running;
+        if running {
+            // The thread shares it, and goes a little later: the end of the channel is to be free now.
+            self.shared.watch.stop();
+            lock(&self.shared.inner).take();
+        }
+    }
+}
+
+impl<T: Waits> Shared<T> {
+    /// Waits a slice of time with the lock, after those who want it for a call.
+    fn sleep(&self, length: usize, slice: Duration) -> bool {
+        while self.wanted.load(Relaxed) > 0 {
+            std::thread::sleep(STAND_BACK);
+        }
+        match lock(&self.inner).as_mut() {
+            Some(inner) => inner.sleep(length, slice),
+            None => true, // closed: the caller finds that out
+        }
+    }
+
+    /// What the thread does. It never touches the interpreter, which may end before it.
+    fn watch(&self) {
+        let watch = &self.watch;
+        loop {
+            let mut state = lock(&watch.state);
+            let length = loop {
+                if state.stop {
+                    return;
+                }
+                match state.tickets.iter().map(|(length, _)| *length).min() {
+                    Some(length) => break length,
+                    None => {
+                        state = watch
+                            .change
+                            .wait(state)
+                            .unwrap_or_else(PoisonError::into_inner);
+                    }
+                }
+            };
+            drop(state);
+            if self.sleep(length, WATCH_SLICE) {
+                lock(&watch.state).tell();
+            }
+        }
+    }
+}
+
+impl WatchState {
+    fn tell(&mut self) {
+        for (_, event) in self.tickets.drain(..) {
+            _ = event.write(1); // fails only if it would overflow, so was told
+        }
+    }
+}
+
+impl Watch {
+    fn stop(&self) {
+        let mut state = lock(&self.state);
+        state.stop = true;
+        state.tell();
+        drop(state);
+        self.change.notify_one();
+    }
+}
+
+/// A descriptor that becomes readable once when it is worth to try again.
+#[pyclass(frozen, module = "tbus._tbus")]
+pub struct Ticket {
+    event: Arc<EventFd>,
+    watch: Arc<Watch>,
+}
+
+#[pymethods]
+impl Ticket {
+    fn fileno(&self) -> i32 {
+        self.event.as_raw_fd()
+    }
+
+    fn close(&self) {
+        let mut state = lock(&self.watch.state);
+        state
+            .tickets
+            .retain(|(_, event)| !Arc::ptr_eq(event, &self.event));
+    }
+}

@@ -1,0 +1,27 @@
+//! The native part of Python's package `tbus`.
+//!
+//! `handle.rs` is how threads, signals and asyncio share a sender or receiver; `held.rs` a receiver and the message peeked from
+//! it; `buffer.rs` the buffer protocol. Unsafe code is in these last two. What Python sees of `sender.rs`, `receiver.rs` and
+//! `message.rs` is typed in `python/tbus/_tbus.pyi`.
+
+mod buffer;
+mod bus;
+mod errors;
+mod handle;
+mod held;
+mod message;
+mod receiver;
+mod sender;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _tbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<bus::Bus>()?;
+    module.add_class::<bus::Endpoint>()?;
+    module.add_class::<sender::Sender>()?;
+    module.add_class::<receiver::Receiver>()?;
+    module.add_class::<handle::Ticket>()?;
+    module.add("Message", message::class(module.py())?)?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))
+}
