@@ -48,6 +48,8 @@ mod access;
 #[cfg(not(loom))]
 mod bus;
 #[cfg(not(loom))]
+pub mod codes;
+#[cfg(not(loom))]
 mod directory;
 #[cfg(not(loom))]
 mod fair;

@@ -2,6 +2,7 @@
 
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
+use pyo3::types::{IntoPyDict, PyDict};
 use tbus::{AddressError as BadAddress, Error as BusError, TryRecvError, TrySendError};
 
 macro_rules! import_errors {
@@ -83,4 +84,20 @@ pub fn viewed() -> PyErr {
 /// A handle from before a fork.
 pub fn forked() -> PyErr {
     of_bus(&BusError::Forked)
+}
+
+/// The text of an error code of C.
+#[pyfunction]
+pub fn error_string(code: i64) -> String {
+    // Old programs have them as unsigned numbers or as negative ones.
+    let text = tbus::codes::text(code as i32);
+    text.to_string_lossy().into_owned()
+}
+
+/// The error codes of C by name, as functions return them.
+pub fn codes(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let codes = tbus::codes::ALL
+        .iter()
+        .map(|(name, code)| (*name, *code as i32));
+    codes.into_py_dict(py)
 }

@@ -22,6 +22,8 @@ fn _tbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sender::Sender>()?;
     module.add_class::<receiver::Receiver>()?;
     module.add_class::<handle::Ticket>()?;
+    module.add_function(wrap_pyfunction!(errors::error_string, module)?)?;
+    module.add("codes", errors::codes(module.py())?)?;
     module.add("Message", message::class(module.py())?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

@@ -1,10 +1,13 @@
 """Waiting in an event loop: a thread of the handle's watches the ring, and a descriptor tells the loop."""
 
 import asyncio
-from typing import Any, Union
+from typing import TYPE_CHECKING, Union
 
 from ._errors import Closed, Full
 from ._tbus import Receiver, Sender
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 def _tell(future: "asyncio.Future[None]") -> None:
@@ -42,7 +45,7 @@ async def following(receiver: Receiver) -> bytes:
         raise StopAsyncIteration from None
 
 
-async def send(sender: Sender, data: Any) -> None:
+async def send(sender: Sender, data: "Buffer") -> None:
     while True:
         try:
             return sender.send(data)
