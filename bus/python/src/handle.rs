@@ -91,23 +91,26 @@ impl<T: Waits> Handle<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Option<T>> {
         match self.shared.inner.try_lock() {
             Ok(inner) => inner,
             Err(TryLockError::Poisoned(inner)) => inner.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                // Relaxed, here and below: a hint to stand back; the lock orders everything.
-                self.shared.wanted.fetch_add(1, Relaxed);
-                let inner = self.shared.inner.lock_py_attached(py);
-                self.shared.wanted.fetch_sub(1, Relaxed);
-                inner.unwrap_or_else(PoisonError::into_inner)
-            }
+            Err(TryLockError::WouldBlock) => self.lock_in_turn(py),
         }
     }
 
+    #[cold]
+    fn lock_in_turn(&self, py: Python<'_>) -> MutexGuard<'_, Option<T>> {
+        // Relaxed, here and below: a hint to stand back; the lock orders everything.
+        self.shared.wanted.fetch_add(1, Relaxed);
+        let inner = self.shared.inner.lock_py_attached(py);
+        self.shared.wanted.fetch_sub(1, Relaxed);
+        inner.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Calls `act`, which must run no Python code.
-    #[inline]
+    #[inline(always)]
     pub fn with<R>(&self, py: Python<'_>, act: impl FnOnce(&mut T) -> R) -> PyResult<R> {
         self.in_own_process()?;
         match self.lock(py).as_mut() {
@@ -117,7 +120,7 @@ impl<T: Waits> Handle<T> {
     }
 
     /// Calls `attempt` until it gives something; None when the timeout has passed. Signal handlers run meanwhile.
-    #[inline]
+    #[inline(always)]
     pub fn wait_for<R>(
         &self,
         py: Python<'_>,
@@ -128,9 +131,20 @@ impl<T: Waits> Handle<T> {
         if let Some(found) = self.with(py, &mut attempt)? {
             return Ok(Some(found));
         }
-        if timeout == Some(Duration::ZERO) {
-            return Ok(None);
+        match timeout == Some(Duration::ZERO) {
+            true => Ok(None),
+            false => self.sleep_for(py, length, timeout, attempt),
         }
+    }
+
+    #[cold]
+    fn sleep_for<R>(
+        &self,
+        py: Python<'_>,
+        length: usize,
+        timeout: Option<Duration>,
+        mut attempt: impl FnMut(&mut T) -> Option<R>,
+    ) -> PyResult<Option<R>> {
         let begun = Instant::now();
         loop {
             let slice = match timeout {

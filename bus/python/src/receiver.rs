@@ -155,7 +155,9 @@ impl Receiver {
         py.import("tbus._asyncio")?.call_method1("ready", (slf, 0))
     }
 
-    fn _ticket(&self, _length: usize) -> PyResult<Option<Ticket>> {
+    #[pyo3(signature = (length))]
+    #[expect(unused_variables, reason = "as in Sender")]
+    fn _ticket(&self, length: usize) -> PyResult<Option<Ticket>> {
         self.handle.ticket(0, Held::ready)
     }
 

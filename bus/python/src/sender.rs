@@ -51,7 +51,7 @@ impl Sender {
 impl Sender {
     /// Sends one message: any object that is a buffer of contiguous bytes, copied once, into the ring. Full if there is no room;
     /// with a `timeout` it waits for room, so many seconds, or for ever with None.
-    #[pyo3(signature = (data, timeout=Some(0.0)))]
+    #[pyo3(signature = (data, timeout=Some(0.0)), text_signature = "($self, data, timeout=0)")]
     fn send(&self, data: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
         let bytes = Bytes::of(data)?;
         let payload = bytes.as_slice();
@@ -82,7 +82,7 @@ impl Sender {
 
     /// Sends the messages of a sequence, in order, until one has no room, for which it waits as `send` does. Returns how many
     /// were sent; an error only if it concerns the first of them.
-    #[pyo3(signature = (messages, timeout=Some(0.0)))]
+    #[pyo3(signature = (messages, timeout=Some(0.0)), text_signature = "($self, messages, timeout=0)")]
     fn send_many(&self, messages: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<usize> {
         let py = messages.py();
         let timeout = duration(timeout)?;

@@ -22,7 +22,7 @@ def tbus_error_string(code: int) -> str:
     return _tbus.error_string(code)
 
 
-def _code_of(error: Exception) -> int:
+def _code_of(error: tbus.Error) -> int:
     names = {
         tbus.Full: "CHANNEL_FULL",
         tbus.Closed: "NO_CHANNEL",
