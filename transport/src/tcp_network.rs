@@ -20,8 +20,10 @@ use std::time::{Duration, Instant};
 use tbus::grm::RelayEndpoint;
 use tracing::warn;
 
-/// Bytes read from a control connection at a time.
-const READ: usize = 1 << 14;
+/// Bytes read from a control connection at a time: few, for they are cleared before, and mostly in vain.
+const READ: usize = 1 << 10;
+/// So many times in a row.
+const READS: usize = 16;
 /// Links that are turned away are told of as often.
 const TOLD: Duration = Duration::from_secs(1);
 
@@ -119,18 +121,23 @@ impl Control for TcpControl {
         };
         let mut any = !self.first.is_empty();
         received.append(&mut self.first);
-        // A frame at a time is enough: what is not read keeps the peer from sending more.
-        let begin = received.len();
-        received.resize(begin + READ, 0);
-        let result = socket.receive(&mut received[begin..]);
-        received.truncate(begin + *result.as_ref().unwrap_or(&0));
-        match result {
-            Ok(_) => any = true,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {}
-            // What came before the end is heard first.
-            Err(e) if !any => return Err(self.failure.take().unwrap_or_else(|| e.to_string())),
-            Err(_) => {}
+        // Some frames at a time are enough: what is not read keeps the peer from sending more.
+        let mut bytes = [0; READ];
+        for _ in 0..READS {
+            match socket.receive(&mut bytes) {
+                Ok(n) => {
+                    received.extend_from_slice(&bytes[..n]);
+                    any = true;
+                    if n < READ {
+                        break;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => break,
+                // What came before the end is heard first.
+                Err(e) if !any => return Err(self.failure.take().unwrap_or_else(|| e.to_string())),
+                Err(_) => break,
+            }
         }
         match self.failure.take_if(|_| !any) {
             Some(failure) => Err(failure),
@@ -314,8 +321,8 @@ impl TcpNetwork {
     }
 }
 
-/// An address of this host at which relays can offer RDMA.
-pub fn rdma_address() -> Result<IpAddr, String> {
+/// An address of this host at which relays can offer RDMA, and the device that has it.
+pub fn rdma_address() -> Result<(IpAddr, String), String> {
     let mut why = String::from("this host has no address");
     for interface in getifaddrs().map_err(|e| format!("getifaddrs: {e}"))? {
         let Some(address) = interface.address else {
@@ -328,7 +335,7 @@ pub fn rdma_address() -> Result<IpAddr, String> {
             _ => continue,
         };
         match VerbsDoor::open(ip) {
-            Ok(_) => return Ok(ip),
+            Ok((door, _)) => return Ok((ip, door.device().unwrap_or_default())),
             Err(other) => why = format!("{ip}: {other}"),
         }
     }

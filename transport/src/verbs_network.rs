@@ -91,6 +91,11 @@ impl VerbsDoor {
         Ok((door, devices))
     }
 
+    /// The device that has the address; none if all are listened at.
+    pub fn device(&self) -> Option<String> {
+        Device::of(&self.listener).ok().map(|device| device.name())
+    }
+
     pub fn port(&self) -> u16 {
         self.listener.local_port()
     }

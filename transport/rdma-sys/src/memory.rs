@@ -143,6 +143,12 @@ impl Region {
         unsafe { (*self.raw.as_ptr()).rkey }
     }
 
+    /// Where it is here.
+    pub(crate) fn address(&self) -> u64 {
+        // SAFETY: live.
+        unsafe { (*self.raw.as_ptr()).addr }.addr() as u64
+    }
+
     /// Bytes.
     pub fn length(&self) -> usize {
         self.length

@@ -18,6 +18,7 @@
 
 use super::{Event, Link, Quiesced, Remote};
 use crate::BySlot;
+use crate::session::{ACK_DELAY_RDMA, Nanos};
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, MAX_CHUNK, Token};
 use crate::wire::{VERBS_BUFFERS as BUFFERS, VERBS_MESSAGE as MESSAGE, VERBS_PIECE as PIECE};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -40,8 +41,11 @@ const LIMITS: Limits = Limits {
     sends: 256,
     receives: BUFFERS,
     receive_size: 128,
-    inline: MESSAGE as u32,
+    inline: INLINE,
 };
+/// Writes of so many bytes are copied into the queue: a small message saves the card a look at the ring's memory, and is done at once.
+const INLINE: u32 = 192;
+
 /// If nothing of what is posted is done for so long, nothing will be.
 const STANDSTILL: Duration = Duration::from_millis(2500);
 /// Who is accepted or asks to be is heard within this time.
@@ -97,8 +101,8 @@ enum Item {
 /// Ring bytes that the device may still read.
 #[derive(Clone, Copy, Debug)]
 struct Flying {
-    /// They are done with this request.
-    number: u32,
+    /// They are done with this request. None: they were copied.
+    number: Option<u32>,
     slot: u32,
     to: u64,
     length: u64,
@@ -169,8 +173,9 @@ pub struct VerbsLink {
     credit: Credit,
     /// The peer hears at once that data flows.
     greet: bool,
-    /// The last request that was posted, and the last that is done.
+    /// The last request that was posted, the last that reads a ring, and the last that is done, of those that are signalled.
     posted: u32,
+    reads: u32,
     done: u32,
     /// Something was not done, and how much was, since then.
     stands: Option<(u32, Instant)>,
@@ -188,7 +193,14 @@ impl VerbsLink {
         let device = Device::of(&id)?;
         let domain = ProtectionDomain::new(&id)?;
         let queue = CompletionQueue::new(&id, LIMITS.sends + LIMITS.receives + 2)?;
-        let pair = QueuePair::new(&id, &domain, &queue, &queue, LIMITS)?;
+        let make = |limits| QueuePair::new(&id, &domain, &queue, &queue, limits);
+        let pair = make(LIMITS).or_else(|_| {
+            // Some devices copy less.
+            make(Limits {
+                inline: MESSAGE as u32,
+                ..LIMITS
+            })
+        })?;
         let now = Instant::now();
         Ok(VerbsLink {
             pair,
@@ -207,6 +219,7 @@ impl VerbsLink {
             credit: Credit::default(),
             greet: true,
             posted: 0,
+            reads: 0,
             done: 0,
             stands: None,
             outcomes: Vec::new(),
@@ -254,7 +267,7 @@ impl VerbsLink {
 
     /// True if nothing is posted whose end would wake.
     pub(super) fn is_idle(&self) -> bool {
-        self.posted == self.done && self.items.is_empty()
+        self.pair.signalled() == self.done && self.items.is_empty()
     }
 
     fn fail(&mut self, why: impl Into<String>) {
@@ -316,7 +329,7 @@ impl VerbsLink {
             self.fail("the RDMA connection was not established in time");
         }
         match self.stands {
-            _ if self.posted == self.done => self.stands = None,
+            _ if self.pair.signalled() == self.done => self.stands = None,
             Some((done, since)) if done == self.done => {
                 if now - since > STANDSTILL {
                     self.fail(format!(
@@ -387,7 +400,7 @@ impl VerbsLink {
         }
         let to_here = from + length;
         self.flying.push_back(Flying {
-            number: self.posted,
+            number: (self.reads == self.posted).then_some(self.posted),
             slot,
             to: to_here,
             length,
@@ -456,9 +469,15 @@ impl VerbsLink {
         notice: Notice<'_>,
         last: bool,
     ) -> Result<bool, String> {
-        match self.pair.post(writes, notice, last) {
+        let reads = !writes.is_empty() && !self.pair.copies(writes);
+        // What only copies has nothing to give back.
+        let owed = reads || self.reads.wrapping_sub(self.pair.signalled()).cast_signed() > 0;
+        match self.pair.post(writes, notice, last && owed) {
             Ok(Some(number)) => {
                 self.posted = number;
+                if reads {
+                    self.reads = number;
+                }
                 self.credit.used = self.credit.used.wrapping_add(1);
                 Ok(true)
             }
@@ -481,11 +500,17 @@ impl VerbsLink {
     }
 
     /// Requests up to `number` are done.
-    fn sent(&mut self, number: u32, events: &mut Vec<Event>) {
+    fn sent(&mut self, number: u32) {
         self.pair.done(number);
         self.done = number;
+    }
+
+    /// Tells what is read no more.
+    fn tell_done(&mut self, events: &mut Vec<Event>) {
+        let done = self.done;
+        let is_done = |number: u32| done.wrapping_sub(number).cast_signed() >= 0;
         while let Some(first) = self.flying.front()
-            && number.wrapping_sub(first.number) < 1 << 31
+            && first.number.is_none_or(is_done)
         {
             let Flying {
                 slot, to, length, ..
@@ -720,7 +745,7 @@ impl Link for VerbsLink {
             for outcome in outcomes.drain(..) {
                 match outcome {
                     _ if self.down.is_some() => {}
-                    Outcome::Sent(number) => self.sent(number, events),
+                    Outcome::Sent(number) => self.sent(number),
                     Outcome::Received(received) => match self.received(received, events) {
                         // Each costs time, however little it brings.
                         Ok(bytes) => taken += bytes.max(NOTICE),
@@ -732,10 +757,13 @@ impl Link for VerbsLink {
             }
             self.outcomes = outcomes;
             match polled {
-                Ok(0) => break,
-                Ok(_) => {}
+                Ok(CompletionQueue::AT_ONCE) => {}
+                Ok(_) => break,
                 Err(error) => self.fail(error.to_string()),
             }
+        }
+        if self.down.is_none() {
+            self.tell_done(events);
         }
         self.polls = self.polls.wrapping_add(1);
         if self.polls.is_multiple_of(POLLS) && self.down.is_none() {
@@ -757,8 +785,8 @@ impl Link for VerbsLink {
         self.down.is_none() && !self.items.is_empty()
     }
 
-    fn gives_company(&self) -> bool {
-        false // a message of its own, always
+    fn patience(&self) -> Nanos {
+        ACK_DELAY_RDMA // it is a message of its own, always
     }
 
     fn quiesce(mut self) -> Quiesced {
