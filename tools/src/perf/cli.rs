@@ -5,7 +5,7 @@ use super::channel::Way;
 use super::options::{self, Cpus, Options};
 use super::report::Kind;
 use super::run::Outputs;
-use super::{Result, compare, demo, remote, status, worker};
+use super::{Result, compare, demo, rdma, remote, status, worker};
 use crate::manual::Manual;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -21,6 +21,7 @@ pub const MANUAL: Manual = Manual {
     synopsis: &[
         "demo",
         "{lat | rate | limit} [OPTION...]",
+        "rdma [OPTION...]",
         "compare A B [--json] [--svg FILE]",
         "help [SUBCOMMAND]",
     ],
@@ -125,6 +126,16 @@ pub const MANUAL: Manual = Manual {
             ],
         ),
         (
+            "rdma",
+            &[
+                ("tbusperf rdma", "at the device of this machine"),
+                (
+                    "ci/rxe run --timeout 0 -- target/release/tbusperf rdma",
+                    "without one",
+                ),
+            ],
+        ),
+        (
             "compare",
             &[
                 ("tbusperf lat --json > a.json", "the first result"),
@@ -194,6 +205,15 @@ enum Command {
     /// their lines in place and releases them. Beside it: the rate at which the same bytes can be copied from one
     /// process to the other with no ring at all, and how many messages pass in the time that a cache line takes.
     Rate(RateArguments),
+    /// Measures RDMA: tbus beside perftest and rsocket, in one table
+    ///
+    /// Each round measures every figure by every program, one after the other: `ib_write_lat` and `ib_write_bw` of perftest,
+    /// `rstream` of librdmacm, and tbus over TCP, by RDMA with the relays in the two processes' own loops, and by RDMA between
+    /// two tbusd. Both ends are on this machine, at one device. Without a device, `ci/rxe run -- tbusperf rdma` runs it in a
+    /// virtual machine with soft-RoCE, where figures mean something by their ratios only.
+    ///
+    /// `met` and `not met` say whether the ratio of tbus by RDMA to perftest is what tbus promises itself.
+    Rdma(RdmaArguments),
     /// Compares two results that `lat`, `rate` or `limit` wrote with --json
     ///
     /// For each figure of each size: the medians of the rounds with the lowest and the highest, their ratio, and whether
@@ -275,6 +295,9 @@ struct Channel {
     /// Run the relays in the two processes' own loops, not as two tbusd
     #[arg(long, requires = "remote")]
     embedded: bool,
+    /// Measure no bare TCP connection beside it
+    #[arg(long, requires = "remote", hide = true)]
+    alone: bool,
     /// How the relays make sure of each other; data has TLS with `encrypt` only. The limit is in clear. If not given, `none`,
     /// and `authenticate` for verbs, which has no other
     #[arg(long, requires = "remote", value_name = "MODE",
@@ -345,6 +368,22 @@ struct LimitArguments {
     hgrm: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct RdmaArguments {
+    /// Rounds; figures are medians of them, with the lowest and the highest
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// The two processors to run on, as in 0,1; `none`: do not pin [default: the first two that may be used]
+    #[arg(long, value_name = "A,B", value_parser = options::parse_cpus)]
+    cpus: Option<Cpus>,
+    /// Time for each figure in each round, about
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "2s")]
+    time: Duration,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs one measurement. The parts are those of the three kinds' arguments.
 fn measure(
     kind: Kind,
@@ -364,6 +403,7 @@ fn measure(
         rounds: common.rounds,
         cpus: common.cpus.map_or_else(Cpus::first_two, Ok)?.pinned(),
         capacity: channel.capacity,
+        beside_tcp: !channel.alone,
         keep_all: common.keep_all,
     };
     let outputs = Outputs {
@@ -390,12 +430,20 @@ fn run(cli: Cli) -> Result<bool> {
                 remote: false,
                 transport: TransportName::Tcp,
                 embedded: false,
+                alone: false,
                 security: None,
             };
             measure(Kind::Limit, channel, None, a.common, a.hgrm)
         }
         Command::Lat(a) => measure(Kind::Lat, a.channel, a.rate, a.common, a.hgrm),
         Command::Rate(a) => measure(Kind::Rate, a.channel, None, a.common, None),
+        Command::Rdma(a) => rdma::run(&rdma::Options {
+            command: std::env::args().collect(),
+            rounds: a.rounds.into(),
+            cpus: a.cpus.map_or_else(Cpus::first_two, Ok)?.pinned(),
+            time: a.time,
+            json: a.json,
+        }),
         Command::Compare { a, b, json, svg } => compare::run([&a, &b], json, svg.as_deref()),
         Command::Worker {
             directory,

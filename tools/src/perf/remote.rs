@@ -43,7 +43,7 @@ impl Between {
     /// At addresses where nobody listens: on loopback, or for RDMA of a device.
     pub fn new(security: Security, transport: Transport) -> Result<Between> {
         let ip = match transport {
-            Transport::Verbs => rdma_address()?,
+            Transport::Verbs => rdma_address()?.0,
             _ => LOOPBACK,
         };
         Ok(Between {
