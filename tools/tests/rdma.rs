@@ -1,0 +1,291 @@
+//! Two hosts whose data goes by RDMA, as real processes: killed under load, short of memory, without a device. Run by
+//! `ci/rxe run -- cargo test -p tbus-tools --test rdma -- --ignored --test-threads 1`; without a device nothing can be
+//! tried, so these are ignored, which is said. TBUS_SEED gives the moments, TBUS_RDMA_KILLS how many relays are killed.
+
+mod hosts;
+mod load;
+
+use hosts::*;
+use load::*;
+use serde_json::Value;
+use std::process::Command;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+/// Not a test: what the applications run.
+#[test]
+fn child_process() {
+    application();
+}
+
+/// Parts of the world, as in [`PARTS`].
+const RELAYS: [usize; 2] = [0, 3];
+/// Of the senders: emulated processors are few and slow, and relays that wait for them for long are taken for dead.
+const PAUSE: Duration = Duration::from_millis(2);
+/// What a dead process had, the kernel has taken back by then.
+const TAKEN_BACK: Duration = Duration::from_secs(20);
+/// After three links that did not last RDMA is not offered for so long.
+const HELD_DOWN: Duration = Duration::from_secs(10);
+
+fn address_of_device() -> String {
+    std::env::var("RDMA_ADDRESS").expect("RDMA_ADDRESS: run by ci/rxe")
+}
+
+/// Two hosts at the device's address, with certificates; data goes by RDMA, or by TCP where that fails.
+fn rdma_hosts(scratch: &Scratch) -> [Host; 2] {
+    let ca = scratch.0.join("ca");
+    make_ca(&ca, "test");
+    let ip = address_of_device();
+    let hosts = [1, 2].map(|node| Host::new(scratch, node));
+    let routes: Vec<_> = (0..RINGS)
+        .map(|ring| {
+            let (at, channel) = (ring / CHANNELS, ring % CHANNELS);
+            let endpoint = format!("{ip}:{}", hosts[at].port);
+            (address(at as u32 + 1, channel as u32 + 1), vec![endpoint])
+        })
+        .collect();
+    for host in &hosts {
+        make_node(&ca, host.node, &host.place);
+        host.write_secure_config(&format!("{ip}:{}", host.port), "authenticate", "");
+        host.write_channels(&channels(&SIZES));
+        host.write_routes_over("verbs tcp", &routes);
+    }
+    hosts
+}
+
+/// Two hosts under load, connected over RDMA.
+fn rdma_world(name: &str) -> World {
+    let scratch = Scratch::new(name);
+    let hosts = rdma_hosts(&scratch);
+    let mut world = World::new(scratch, hosts, PAUSE);
+    await_transport(&world, "verbs");
+    world.await_progress(5);
+    world
+}
+
+/// What a host's relay says that its data goes by.
+fn transport(host: &Host) -> Option<String> {
+    let status = host.status()?;
+    status["peers"][0]["transport"].as_str().map(str::to_owned)
+}
+
+/// Waits until both relays say so.
+#[track_caller]
+fn await_transport(world: &World, wanted: &str) {
+    let both = || {
+        let is = |host| transport(host).as_deref() == Some(wanted);
+        world.hosts.iter().all(is).then_some(())
+    };
+    if within(PATIENCE, both).is_none() {
+        world.tell();
+        panic!("data does not go over {wanted}");
+    }
+}
+
+/// What a host's relays have logged.
+fn log(world: &World, host: usize) -> String {
+    let name = format!("tbusd{}.log", host + 1);
+    std::fs::read_to_string(world.scratch.0.join(name)).unwrap()
+}
+
+/// What the kernel counts of all devices, and the relays' descriptors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    domains: u64,
+    completion_queues: u64,
+    queue_pairs: u64,
+    regions: u64,
+    descriptors: [usize; 2],
+}
+
+impl Held {
+    fn by(world: &World) -> Held {
+        let output = Command::new("rdma")
+            .args(["-j", "resource", "show"])
+            .output();
+        let output = output.expect("rdma of iproute2 runs");
+        let devices: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        let sum = |what: &str| {
+            let devices = devices.as_array().unwrap().iter();
+            devices.map(|device| device[what].as_u64().unwrap()).sum()
+        };
+        let descriptors = RELAYS.map(|part| {
+            let directory = format!("/proc/{}/fd", world.processes[part].id());
+            std::fs::read_dir(directory).unwrap().count()
+        });
+        Held {
+            domains: sum("pd"),
+            completion_queues: sum("cq"),
+            queue_pairs: sum("qp"),
+            regions: sum("mr"),
+            descriptors,
+        }
+    }
+
+    /// Connected over RDMA with all rings, and nothing is left of an earlier connection.
+    #[track_caller]
+    fn in_peace(world: &World) -> Held {
+        for host in &world.hosts {
+            host.await_mirrored(RINGS);
+        }
+        let mut last = Held::by(world);
+        // Of a ring, the memory is registered at once; of what was, it is given back after some seconds.
+        let same = within(TAKEN_BACK, || {
+            std::thread::sleep(Duration::from_secs(1));
+            let now = Held::by(world);
+            let same = now == last;
+            last = now.clone();
+            same.then_some(now)
+        });
+        same.unwrap_or_else(|| panic!("it changes all the time: {last:?}"))
+    }
+
+    /// Waits until there is just this, no more.
+    #[track_caller]
+    fn check(&self, world: &World) {
+        let mut now = Held::by(world);
+        let same = within(TAKEN_BACK, || {
+            now = Held::by(world);
+            (now == *self).then_some(())
+        });
+        if same.is_none() {
+            world.tell();
+            panic!("held at first: {self:?}; and now: {now:?}");
+        }
+    }
+}
+
+/// Draws who is killed next.
+struct Dice {
+    seed: u64,
+    throws: u64,
+    /// The relay that was killed last alone, and how often in a row: the other one's links end, and after three that did
+    /// not last it offers no RDMA for a while.
+    row: (usize, u32),
+}
+
+impl Dice {
+    fn new(seed: u64) -> Dice {
+        Dice {
+            seed,
+            throws: 0,
+            row: (0, 0),
+        }
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.throws += 1;
+        (scramble(self.seed << 32 ^ self.throws) >> 11) % limit
+    }
+
+    fn victims(&mut self) -> &'static [usize] {
+        const ALL: [&[usize]; 10] = [
+            &[0],
+            &[3],
+            &[0],
+            &[3],
+            &[0, 3],
+            &[1],
+            &[2],
+            &[4],
+            &[5],
+            &[0, 1, 2, 3, 4, 5],
+        ];
+        let drawn = ALL[self.below(ALL.len() as u64) as usize];
+        let alone = match drawn {
+            [relay @ (0 | 3)] => *relay,
+            [_] => return drawn,
+            _ => {
+                self.row.1 = 0;
+                return drawn;
+            }
+        };
+        self.row = match self.row {
+            (last, count) if last == alone && count < 2 => (alone, count + 1),
+            (last, _) if last == alone => (RELAYS[usize::from(alone == 0)], 1),
+            _ => (alone, 1),
+        };
+        match self.row.0 {
+            0 => &[0],
+            _ => &[3],
+        }
+    }
+}
+
+/// Ends the load, and compares all accounts. Returns how many messages were received.
+fn settle(world: &mut World, receivers_killed: u64) -> u64 {
+    world.page.stop().store(1, SeqCst);
+    world.settle();
+    world.check_cursors();
+    world.check_counters(100);
+    world.page.stop().store(2, SeqCst);
+    for receiver in [2, 5] {
+        world.processes[receiver].end();
+    }
+    world.check_cursors();
+    let reread: u64 = world.page.all(Word::Reread).iter().sum();
+    assert!(
+        reread <= receivers_killed,
+        "{reread} messages came twice, and {receivers_killed} receivers were killed"
+    );
+    world.page.all(Word::Noted).iter().sum()
+}
+
+/// Kills under load until `over` so many relays were: each while data goes by RDMA, and after a few all that the kernel
+/// holds is counted.
+fn kills(name: &str, over: impl Fn(u64, Duration) -> bool) {
+    let _turn = turn();
+    let seed = from_environment("TBUS_SEED", std::process::id().into());
+    println!("TBUS_SEED={seed}");
+    eprintln!("TBUS_SEED={seed}");
+    let mut world = rdma_world(name);
+    let held = Held::in_peace(&world);
+    println!("held: {held:?}");
+    let (mut dice, mut killed, mut rounds) = (Dice::new(seed), [0; 6], 0);
+    let begun = Instant::now();
+    while !over(killed[0] + killed[3], begun.elapsed()) {
+        await_transport(&world, "verbs");
+        if dice.below(4) > 0 {
+            // In the midst of the traffic; else while what was killed last has just connected.
+            let more = dice.below(10);
+            world.await_progress(more);
+        }
+        std::thread::sleep(Duration::from_millis(dice.below(50)));
+        let parts = dice.victims();
+        world.kill(parts);
+        parts.iter().for_each(|part| killed[*part] += 1);
+        rounds += 1;
+        println!(
+            "{:>5.1} s  killed {parts:?}",
+            begun.elapsed().as_secs_f64()
+        );
+        if rounds % 8 == 0 {
+            await_transport(&world, "verbs");
+            held.check(&world);
+        }
+    }
+    await_transport(&world, "verbs");
+    world.await_progress(5);
+    held.check(&world);
+    let took = begun.elapsed();
+    let messages = settle(&mut world, killed[2] + killed[5]);
+    println!(
+        "{rounds} rounds, {killed:?} of relay, sender, receiver of host 1, host 2 killed in {took:.1?}: {messages} messages, \
+         0 lost, repeated or reordered; held before and after: {held:?}"
+    );
+}
+
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn kills_under_load_by_rdma() {
+    let relays = from_environment("TBUS_RDMA_KILLS", 20);
+    kills("rdma-kills", |killed, _| killed >= relays);
+}
+
+#[test]
+#[ignore = "takes as long as it is told to: ci/soak rdma"]
+fn soak() {
+    let time = Duration::from_secs(from_environment("TBUS_SOAK_SECONDS", 600));
+    kills("rdma-soak", |_, passed| passed >= time);
+}
