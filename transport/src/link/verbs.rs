@@ -87,8 +87,34 @@ struct Mirror {
     room: u64,
     /// Epoch and position were heard.
     begun: bool,
-    /// What comes is dropped, since then.
-    detached: Option<Instant>,
+    /// What comes is dropped.
+    detached: bool,
+}
+
+/// Bytes of mirrors that the device has.
+#[derive(Debug, Default)]
+struct Mirrored {
+    attached: u64,
+    /// The most that were attached at a time.
+    most: u64,
+    detached: u64,
+}
+
+impl Mirrored {
+    fn attach(&mut self, bytes: u64) {
+        self.attached += bytes;
+        self.most = self.most.max(self.attached);
+    }
+
+    fn detach(&mut self, bytes: u64) {
+        self.attached -= bytes;
+        self.detached += bytes;
+    }
+
+    /// A peer that opens its rings over and over has no more memory pinned than twice what they need.
+    fn is_too_much(&self) -> bool {
+        self.detached > self.most
+    }
 }
 
 /// What is accepted and not posted yet.
@@ -160,6 +186,9 @@ pub struct VerbsLink {
     queue: CompletionQueue,
     sources: Vec<Option<Source>>,
     mirrors: BySlot<Mirror>,
+    /// Mirrors that are detached and still have their memory, the oldest first.
+    detached: VecDeque<(Instant, u32)>,
+    mirrored: Mirrored,
     domain: ProtectionDomain,
     device: Device,
     id: ConnectionId,
@@ -207,6 +236,8 @@ impl VerbsLink {
             queue,
             sources: Vec::new(),
             mirrors: BySlot::default(),
+            detached: VecDeque::new(),
+            mirrored: Mirrored::default(),
             domain,
             has_immediate: device.has_immediate(),
             device,
@@ -249,6 +280,12 @@ impl VerbsLink {
             (None, true) => Some(Ok(())),
             (None, false) => None,
         }
+    }
+
+    /// From now on as over a device without immediate data.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn send_messages_only(&mut self) {
+        self.has_immediate = false;
     }
 
     /// Has whatever comes next wake who waits for the [`fds`](Self::fds). To be followed by a poll, since what came before does not.
@@ -303,6 +340,10 @@ impl VerbsLink {
         if let Err(error) = taken {
             self.fail(error.to_string());
         }
+        // Whichever link was told.
+        if let Some(failure) = self.device.failure() {
+            self.fail(format!("the RDMA device says: {failure}"));
+        }
         self.look_at_deadlines(now);
     }
 
@@ -316,8 +357,7 @@ impl VerbsLink {
     fn take_async_events(&mut self) -> rdma::error::Result<()> {
         while let Some(event) = self.device.next_async_event()? {
             // Another link's queue pair fails what was posted there, so that one learns of it.
-            let ours = event.queue_pair.is_none_or(|n| n == self.pair.number());
-            if event.fatal && ours {
+            if event.fatal && event.queue_pair == Some(self.pair.number()) {
                 self.fail(format!("the RDMA device says: {}", event.text));
             }
         }
@@ -339,10 +379,12 @@ impl VerbsLink {
             }
             _ => self.stands = Some((self.done, now)),
         }
-        for mirror in self.mirrors.values_mut() {
-            if mirror.detached.is_some_and(|since| now - since > DETACHED) {
-                mirror.region = None;
-            }
+        while self
+            .detached
+            .front()
+            .is_some_and(|(since, _)| now - *since > DETACHED)
+        {
+            self.forget_detached();
         }
     }
 
@@ -351,6 +393,7 @@ impl VerbsLink {
             EventKind::Established => self.established = true,
             EventKind::Rejected => self.fail("the peer refuses the RDMA connection"),
             EventKind::Disconnected => self.fail("the peer has ended the RDMA connection"),
+            EventKind::DeviceRemoved => self.fail("the RDMA device goes away"),
             EventKind::Failed(why) => self.fail(format!("the RDMA connection failed: {why}")),
             EventKind::AddressResolved
             | EventKind::RouteResolved
@@ -588,7 +631,7 @@ impl VerbsLink {
             ));
         }
         mirror.begun = true;
-        if mirror.detached.is_some() {
+        if mirror.detached {
             return Ok(());
         }
         let from = told.map_or(mirror.next, |data| data.position);
@@ -608,6 +651,15 @@ impl VerbsLink {
             _ => events.push(Event::Arrived { slot, to }),
         }
         Ok(())
+    }
+
+    /// Gives back the memory of the mirror that was detached first.
+    fn forget_detached(&mut self) {
+        if let Some((_, slot)) = self.detached.pop_front()
+            && let Some(region) = self.mirrors.get_mut(&slot).and_then(|m| m.region.take())
+        {
+            self.mirrored.detached -= region.length() as u64;
+        }
     }
 
     /// Gives back the memory of a detached source, unless the device may still read it. Slots are never used twice.
@@ -675,9 +727,10 @@ impl Link for VerbsLink {
             next: tail,
             room,
             begun: false,
-            detached: None,
+            detached: false,
         };
         self.mirrors.insert(slot, mirror);
+        self.mirrored.attach(ring.capacity());
         Ok(remote)
     }
 
@@ -695,9 +748,16 @@ impl Link for VerbsLink {
     }
 
     fn detach_mirror(&mut self, slot: u32) {
-        if let Some(mirror) = self.mirrors.get_mut(&slot) {
-            // What is under way must find its memory, or the link fails and with it all other rings.
-            mirror.detached.get_or_insert_with(Instant::now);
+        // What is under way must find its memory, or the link fails and with it all other rings.
+        if let Some(mirror) = self.mirrors.get_mut(&slot)
+            && !std::mem::replace(&mut mirror.detached, true)
+            && let Some(region) = &mirror.region
+        {
+            self.mirrored.detach(region.length() as u64);
+            self.detached.push_back((Instant::now(), slot));
+        }
+        while self.mirrored.is_too_much() {
+            self.forget_detached();
         }
     }
 
