@@ -208,7 +208,12 @@ impl Seeker {
                 // Libraries are loaded and devices listed: that takes longer than data can wait.
                 let (sender, receiver) = mpsc::channel();
                 let ip = self.ip;
-                std::thread::spawn(move || sender.send(VerbsDoor::open(ip)));
+                std::thread::spawn(move || {
+                    if let Ok(verbs) = Verbs::load() {
+                        verbs.forget_gone_devices();
+                    }
+                    sender.send(VerbsDoor::open(ip))
+                });
                 self.answer = Some(receiver);
             }
             return None;

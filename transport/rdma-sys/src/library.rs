@@ -94,6 +94,19 @@ impl Verbs {
         }
     }
 
+    /// Closes devices that have gone and of which nothing is left here. librdmacm keeps a device open once it was used, and looks
+    /// only now and then whether it is still there; drivers such as soft-RoCE's wait for that.
+    pub fn forget_gone_devices(&self) {
+        let mut count = 0;
+        // SAFETY: count is valid for writing.
+        let all = unsafe { self.cm.rdma_get_devices(&raw mut count) };
+        // It has looked, also where there are none and it gives no list.
+        if !all.is_null() {
+            // SAFETY: the library's list, given back once.
+            unsafe { self.cm.rdma_free_devices(all) };
+        }
+    }
+
     /// Whether RDMA can be used now: there is a device, the connection manager answers, and `bytes` of memory can be
     /// registered. The devices' names.
     pub fn probe(&'static self, bytes: u64) -> Result<Vec<String>, Unavailable> {

@@ -178,6 +178,22 @@ impl Credit {
     }
 }
 
+/// Since when a device stands still: how much was done then, of more.
+#[derive(Debug, Default)]
+struct Standstill(Option<(u32, Instant)>);
+
+impl Standstill {
+    /// Of so much that was posted so much is done now. True if it will be no more.
+    fn for_long(&mut self, posted: u32, done: u32, now: Instant) -> bool {
+        match self.0 {
+            _ if posted == done => self.0 = None,
+            Some((before, since)) if before == done => return now - since > STANDSTILL,
+            _ => self.0 = Some((done, now)),
+        }
+        false
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct VerbsLink {
@@ -206,8 +222,7 @@ pub struct VerbsLink {
     posted: u32,
     reads: u32,
     done: u32,
-    /// Something was not done, and how much was, since then.
-    stands: Option<(u32, Instant)>,
+    stands: Standstill,
     outcomes: Vec<Outcome>,
     polls: u32,
     begun: Instant,
@@ -252,7 +267,7 @@ impl VerbsLink {
             posted: 0,
             reads: 0,
             done: 0,
-            stands: None,
+            stands: Standstill::default(),
             outcomes: Vec::new(),
             polls: 0,
             begun: now,
@@ -368,16 +383,10 @@ impl VerbsLink {
         if !self.established && now - self.begun > ESTABLISHED {
             self.fail("the RDMA connection was not established in time");
         }
-        match self.stands {
-            _ if self.pair.signalled() == self.done => self.stands = None,
-            Some((done, since)) if done == self.done => {
-                if now - since > STANDSTILL {
-                    self.fail(format!(
-                        "the RDMA device has done nothing for {STANDSTILL:?}"
-                    ));
-                }
-            }
-            _ => self.stands = Some((self.done, now)),
+        if self.stands.for_long(self.pair.signalled(), self.done, now) {
+            self.fail(format!(
+                "the RDMA device has done nothing for {STANDSTILL:?}"
+            ));
         }
         while self
             .detached
@@ -901,6 +910,23 @@ mod tests {
         assert!(credit.grant(11).is_err(), "more than was used");
         credit.grant(10).unwrap();
         assert_eq!(credit.available(), BUFFERS);
+    }
+
+    #[test]
+    fn a_device_that_stands_still() {
+        let begun = Instant::now();
+        let at = |milliseconds| begun + Duration::from_millis(milliseconds);
+        let mut stands = Standstill::default();
+        // Nothing to do for a long time is none.
+        assert!(!stands.for_long(7, 7, at(0)));
+        assert!(!stands.for_long(7, 7, at(9000)));
+        assert!(!stands.for_long(9, 7, at(9001)));
+        assert!(!stands.for_long(9, 7, at(11_000)));
+        // Slow is not still.
+        assert!(!stands.for_long(9, 8, at(11_400)));
+        assert!(!stands.for_long(12, 8, at(13_900)));
+        assert!(stands.for_long(12, 8, at(13_901)));
+        assert!(!stands.for_long(12, 12, at(13_902)));
     }
 
     #[test]
