@@ -47,6 +47,10 @@ pub const MANUAL: Manual = Manual {
     )],
     examples: &[
         ("tbusperf demo", "see it work"),
+        (
+            "tbusperf demo --transport verbs",
+            "the same by RDMA, where there is a device",
+        ),
         ("tbusperf lat", "one-way times, several sizes"),
         (
             "tbusperf lat --size 64 --rate 100k --duration 10s --svg lat.svg",
@@ -174,11 +178,18 @@ enum Command {
     /// Two processes on two hosts exchange a million messages each way; they and their relays are killed, none is lost
     ///
     /// Both hosts are this machine: each has maps and rings of its own in a scratch directory (under /dev/shm if 64 MB are
-    /// free there, else in the temporary directory), and a relay; the relays mirror the rings over TCP on loopback. The
-    /// parent kills each process and each relay with SIGKILL once, starts it again, and accounts for every message. A
+    /// free there, else in the temporary directory), and a relay; the relays mirror the rings over TCP on loopback, or by
+    /// RDMA at an address of a device. The parent kills each process and each relay with SIGKILL once, starts it again, and accounts for every message. A
     /// message that a process had read but not released when it was killed is read again: that is told as `re-read`,
     /// at most one per kill. The last line is `lost 0 duplicated 0 reordered 0`, or the exit status is 1.
-    Demo,
+    Demo {
+        /// What the relays use; by RDMA they show each other certificates, made for the run
+        #[arg(long, default_value = "tcp")]
+        transport: TransportName,
+        /// Messages each way; a slow machine may need fewer to be done in two minutes
+        #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..=10_000_000))]
+        messages: u64,
+    },
     /// Measures the machine's limits: cache-line ping-pong and copies between two processes, without any ring
     ///
     /// No channel between two processes can be faster. `near`: the two processors share a last-level cache, and a cache
@@ -235,7 +246,11 @@ enum Command {
     },
     /// One of the two processes of the demonstration
     #[command(hide = true)]
-    DemoPeer { directory: PathBuf, side: usize },
+    DemoPeer {
+        directory: PathBuf,
+        side: usize,
+        messages: u64,
+    },
     /// A relay of the demonstration or of a measurement: what tbusd is
     #[command(hide = true)]
     Relay { file: PathBuf },
@@ -315,12 +330,19 @@ enum TransportName {
     Verbs,
 }
 
-impl Channel {
-    fn way(&self) -> Result<Way> {
-        let (transport, usual) = match self.transport {
+impl TransportName {
+    /// With how relays make sure of each other if nothing is said.
+    fn usual(self) -> (Transport, Security) {
+        match self {
             TransportName::Tcp => (Transport::Tcp, Security::None),
             TransportName::Verbs => (Transport::Verbs, Security::Authenticate),
-        };
+        }
+    }
+}
+
+impl Channel {
+    fn way(&self) -> Result<Way> {
+        let (transport, usual) = self.transport.usual();
         let security = self.security.unwrap_or(usual);
         if transport == Transport::Verbs && security != usual {
             return Err("--transport verbs goes with --security authenticate: RDMA is never encrypted, and its addresses can be reached from other hosts".into());
@@ -417,8 +439,18 @@ fn measure(
 /// True if what was to be shown could be shown.
 fn run(cli: Cli) -> Result<bool> {
     match cli.command {
-        Command::Demo => return demo::run(),
-        Command::DemoPeer { directory, side } => demo::run_peer(&directory, side.min(1)),
+        Command::Demo {
+            transport,
+            messages,
+        } => {
+            let (transport, security) = transport.usual();
+            return demo::run(&remote::Between::new(security, transport)?, messages);
+        }
+        Command::DemoPeer {
+            directory,
+            side,
+            messages,
+        } => demo::run_peer(&directory, side.min(1), messages),
         Command::Relay { file } => remote::run_relay(&file),
         Command::Limit(a) => {
             let channel = Channel {
