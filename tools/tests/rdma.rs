@@ -431,6 +431,9 @@ struct SoftDevice {
     interface: String,
 }
 
+/// Another device, at the cable's other end: librdmacm closes one that has gone only where it finds any.
+const SPARE: &str = "rxespare";
+
 impl SoftDevice {
     fn new() -> SoftDevice {
         let name = std::env::var("RDMA_DEVICE").expect("RDMA_DEVICE: run by ci/rxe");
@@ -439,7 +442,14 @@ impl SoftDevice {
         let links = links.as_array().unwrap();
         let link = links.iter().find(|link| link["ifname"] == name.as_str());
         let interface = link.unwrap()["netdev"].as_str().unwrap().to_owned();
-        SoftDevice { name, interface }
+        let output = Command::new("ip")
+            .args(["-j", "link", "show", "dev", &interface])
+            .output();
+        let links: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+        let spare = links[0]["link"].as_str().unwrap().to_owned();
+        let device = SoftDevice { name, interface };
+        assert!(device.make(SPARE, &spare), "{SPARE} is not made");
+        device
     }
 
     fn command(&self, words: &str) -> Command {
@@ -452,19 +462,23 @@ impl SoftDevice {
         self.command(&format!("link del {}", self.name))
     }
 
-    fn add(&self) -> bool {
-        let (name, interface) = (&self.name, &self.interface);
+    fn make(&self, name: &str, interface: &str) -> bool {
         let mut command = self.command(&format!("link add {name} type rxe netdev {interface}"));
         command.status().unwrap().success()
+    }
+
+    fn add(&self) -> bool {
+        self.make(&self.name, &self.interface)
     }
 }
 
 impl Drop for SoftDevice {
     fn drop(&mut self) {
-        // It fails where it is there, as it should be.
         if std::thread::panicking() {
+            // It fails where it is there, as it should be.
             self.add();
         }
+        let _ = self.command(&format!("link del {SPARE}")).status();
     }
 }
 

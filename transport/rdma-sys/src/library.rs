@@ -94,13 +94,13 @@ impl Verbs {
         }
     }
 
-    /// Closes devices that have gone and of which nothing is left here. librdmacm keeps a device open once it was used, and looks
-    /// only now and then whether it is still there; drivers such as soft-RoCE's wait for that.
+    /// Closes devices that have gone and of which nothing is left here, if there are others. librdmacm keeps a device open once it
+    /// was used, and looks only now and then whether it is still there; drivers such as soft-RoCE's wait for that. Where it
+    /// finds no device at all it does not look further (rdma-core 44).
     pub fn forget_gone_devices(&self) {
         let mut count = 0;
         // SAFETY: count is valid for writing.
         let all = unsafe { self.cm.rdma_get_devices(&raw mut count) };
-        // It has looked, also where there are none and it gives no list.
         if !all.is_null() {
             // SAFETY: the library's list, given back once.
             unsafe { self.cm.rdma_free_devices(all) };
