@@ -37,6 +37,8 @@ mod address;
 #[cfg(feature = "config")]
 pub mod config;
 mod error;
+#[cfg(not(loom))]
+mod hops;
 pub mod layout;
 mod ring;
 mod route;
@@ -76,6 +78,8 @@ mod mirror;
 #[cfg(not(loom))]
 mod news;
 #[cfg(not(loom))]
+mod ready_fd;
+#[cfg(not(loom))]
 mod receiver;
 #[cfg(not(loom))]
 mod ring_file;
@@ -109,8 +113,10 @@ pub use {
     error::{Error, Result, TryRecvError, TrySendError},
     fair::{FairReceiver, MESSAGES_PER_TURN},
     glance::Glance,
+    hops::{Hops, MAX_HOPS},
     mirror::MirrorWriter,
     news::NewsReader,
+    ready_fd::ReadyFd,
     receiver::{Batch, Message, Receiver},
     ring_file::{Gap, Kind, Ring, RingSpec, SideStatus, Status, Uuid},
     sender::{Extensions, Reservation, Sender},
