@@ -109,7 +109,7 @@ pub use ring::Damage;
 #[cfg(not(loom))]
 pub use {
     bus::{Bus, Endpoint, Incoming},
-    directory::Directory,
+    directory::{Directory, parse_key},
     error::{Error, Result, TryRecvError, TrySendError},
     fair::{FairReceiver, MESSAGES_PER_TURN},
     glance::Glance,

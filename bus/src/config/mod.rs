@@ -9,6 +9,7 @@ mod source;
 pub use relay::*;
 
 use crate::address::{Address, Template};
+pub use crate::directory::parse_key;
 use crate::layout::{MAX_CAPACITY, MIN_CAPACITY};
 use crate::route::{MAX_ENDPOINTS, MAX_HOST};
 pub use crate::route::{RelayEndpoint, Transport};
@@ -196,18 +197,6 @@ pub fn parse_channels(
 pub fn parse_routes(bytes: &[u8], is_toml: bool) -> Result<RoutesConfig, Vec<Problem>> {
     let root = source::read(bytes, is_toml).map_err(|problem| vec![problem])?;
     Reader::default().finish(|reader| reader.routes(&root, is_toml))
-}
-
-/// A bus key: a 32-bit number, decimal or hexadecimal with 0x.
-pub fn parse_key(text: &str) -> Option<u32> {
-    let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
-        Some(digits) => (digits, 16),
-        None => (text, 10),
-    };
-    let plain = !digits.is_empty() && digits.chars().all(|c| c.is_digit(radix));
-    plain
-        .then(|| u32::from_str_radix(digits, radix).ok())
-        .flatten()
 }
 
 fn is_toml(file: &Path) -> bool {
