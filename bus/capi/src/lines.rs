@@ -216,7 +216,8 @@ impl<T: End> Lines<T> {
     /// The first line that a call means, after a look at the map if there seems to be none.
     pub fn first(&mut self, local: u32, peer: u32) -> Result<usize, Code> {
         loop {
-            if let Some(at) = self.find(local, peer) {
+            let exact = self.find(local, peer);
+            if let Some(at) = exact.filter(|at| !self.all[*at].gone) {
                 return Ok(at);
             }
             let mut all = self.all.iter();

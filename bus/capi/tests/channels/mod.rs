@@ -36,6 +36,7 @@ impl Channels {
         self.manager.apply(&config(pairs), true).unwrap();
     }
 
+    #[allow(dead_code)] // not in every test
     pub fn bus(&self) -> Bus {
         Bus::attach_at(self.shm.join("tbus.1000")).unwrap()
     }

@@ -29,7 +29,7 @@ int main(int argc, char *argv[])
         tbus_fini();
         return 1;
     }
-    TBUSADDR iLocal, iPeer;
+    TBUSADDR iLocal = 0, iPeer = 0;
     iRet = tbus_addr_aton(argv[2], &iLocal);
     if (TBUS_SUCCESS == iRet)
         iRet = tbus_addr_aton(argv[3], &iPeer);
