@@ -13,11 +13,19 @@ const PAIRS: [u32; MAX_HOPS / 2] = [FLAG_HOPS_1, FLAG_HOPS_2, FLAG_HOPS_3, FLAG_
 ///
 /// A message without hops came directly, so its way back is its sender. Who forwards it adds its own address to the way
 /// that the message came with; who sends back takes the last one off and sends there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Hops {
     count: usize,
     addresses: [Address; MAX_HOPS],
 }
+
+impl PartialEq for Hops {
+    fn eq(&self, other: &Hops) -> bool {
+        self.addresses() == other.addresses()
+    }
+}
+
+impl Eq for Hops {}
 
 impl Hops {
     /// The addresses, the next one last.
@@ -48,18 +56,24 @@ impl Hops {
 
     /// The record extensions, in the order of their flags.
     pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
-        let pairs = self.addresses.chunks(2).take(self.count.div_ceil(2));
-        pairs.map(|pair| u64::from(pair[0].0) | u64::from(pair[1].0) << 32)
+        // What was taken off may still stand behind the last one.
+        let at = |index: usize| self.addresses().get(index).map_or(0, |a| u64::from(a.0));
+        (0..self.count.div_ceil(2)).map(move |pair| at(2 * pair) | at(2 * pair + 1) << 32)
     }
 
-    /// What the extensions say, which others wrote: ends at the first that is no address.
-    pub(crate) fn read(extension: impl Fn(u32) -> Option<u64>) -> Hops {
-        let mut hops = Hops::default();
+    /// Takes all off.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    /// Adds what the extensions say, which others wrote: up to the first that is no address.
+    #[cold]
+    pub(crate) fn read(&mut self, extension: impl Fn(u32) -> Option<u64>) {
         for word in PAIRS.into_iter().map_while(extension) {
-            if !(hops.push(Address(word as u32)) && hops.push(Address((word >> 32) as u32))) {
+            if !(self.push(Address(word as u32)) && self.push(Address((word >> 32) as u32))) {
                 break;
             }
         }
-        hops
     }
 }

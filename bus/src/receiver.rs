@@ -272,9 +272,17 @@ impl Message<'_> {
     /// The way back of a message that was forwarded; empty for any other.
     #[inline]
     pub fn hops(&self) -> Hops {
-        match self.record.shape.flags {
-            0 => Hops::default(), // almost always
-            _ => Hops::read(|flag| self.extension(flag)),
+        let mut hops = Hops::default();
+        self.read_hops(&mut hops);
+        hops
+    }
+
+    /// The same, in the place of what `hops` has: one store where there are none, which is almost always.
+    #[inline(always)]
+    pub fn read_hops(&self, hops: &mut Hops) {
+        hops.clear();
+        if self.record.shape.flags != 0 {
+            hops.read(|flag| self.extension(flag));
         }
     }
 

@@ -57,25 +57,38 @@ impl Receiving {
         data: *mut u8,
         len: &mut usize,
     ) -> Result<(), Code> {
-        if let Some(receiver) = self.lines.hit(*dst, *src) {
-            match receiver.peek() {
-                Ok(message) => {
-                    // SAFETY: the caller's.
-                    self.hops = unsafe { take(message, data, len)? };
-                    self.last = Some((*dst, *src));
-                    self.lines.end_peek();
-                    return Ok(());
-                }
-                Err(TryRecvError::Empty) if self.ready.is_none() => {
-                    return Err(codes::CHANNEL_EMPTY);
-                }
-                Err(_) => {} // it is told below, or there is a new ring
-            }
-        }
+        let Some(receiver) = self.lines.hit(*dst, *src) else {
+            // SAFETY: the caller's.
+            return unsafe { self.receive_elsewhere(src, dst, data, len) };
+        };
+        let message = match receiver.peek() {
+            Ok(message) => message,
+            Err(TryRecvError::Empty) if self.ready.is_none() => return Err(codes::CHANNEL_EMPTY),
+            // It is told there, or there is a new ring.
+            // SAFETY: the caller's.
+            Err(_) => return unsafe { self.receive_elsewhere(src, dst, data, len) },
+        };
+        // SAFETY: the caller's.
+        unsafe { take(message, data, len, &mut self.hops)? };
+        self.last = Some((*dst, *src));
+        self.lines.end_peek();
+        Ok(())
+    }
+
+    /// # Safety
+    /// `data` is null or valid for writing `len` bytes.
+    #[cold]
+    unsafe fn receive_elsewhere(
+        &mut self,
+        src: &mut u32,
+        dst: &mut u32,
+        data: *mut u8,
+        len: &mut usize,
+    ) -> Result<(), Code> {
         let at = self.choose(*dst, *src)?;
         let line = &mut self.lines.all[at];
         // SAFETY: the caller's.
-        self.hops = unsafe { take(chosen(&mut line.end)?, data, len)? };
+        unsafe { take(chosen(&mut line.end)?, data, len, &mut self.hops)? };
         line.peeked = false;
         (*dst, *src) = (line.local, line.peer);
         self.last = Some((*dst, *src));
@@ -91,7 +104,7 @@ impl Receiving {
         // SAFETY: the slice is not read here, only its address is handed on.
         let data = unsafe { message.as_slice() };
         let place = (data.as_ptr(), data.len());
-        self.hops = message.hops();
+        message.read_hops(&mut self.hops);
         line.peeked = true;
         (*dst, *src) = (line.local, line.peer);
         self.last = Some((*dst, *src));
@@ -316,7 +329,12 @@ fn chosen(end: &mut Option<Receiver>) -> Result<Message<'_>, Code> {
 /// # Safety
 /// `data` is null or valid for writing `len` bytes.
 #[inline(always)]
-unsafe fn take(message: Message<'_>, data: *mut u8, len: &mut usize) -> Result<Hops, Code> {
+unsafe fn take(
+    message: Message<'_>,
+    data: *mut u8,
+    len: &mut usize,
+    hops: &mut Hops,
+) -> Result<(), Code> {
     let room = std::mem::replace(len, message.len());
     if message.len() > room {
         return Err(codes::BUFFER_TOO_SHORT);
@@ -328,7 +346,7 @@ unsafe fn take(message: Message<'_>, data: *mut u8, len: &mut usize) -> Result<H
         (false, false) => unsafe { std::slice::from_raw_parts_mut(data, message.len()) },
     };
     message.copy_to(to)?;
-    let hops = message.hops();
+    message.read_hops(hops);
     message.release();
-    Ok(hops)
+    Ok(())
 }

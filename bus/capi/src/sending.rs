@@ -76,11 +76,12 @@ impl Sending {
         message: &impl Message,
     ) -> Result<(), Code> {
         if let Some(sender) = self.lines.hit(*src, *dst) {
-            match message.send(*src, sender) {
-                Ok(()) => return Ok(()),
-                Err(TrySendError::Full) => return Err(codes::CHANNEL_FULL),
-                Err(_) => {} // it is told below, or there is a new ring
-            }
+            return match message.send(*src, sender) {
+                Ok(()) => Ok(()),
+                Err(TrySendError::Full) => Err(codes::CHANNEL_FULL),
+                // It is told there, or there is a new ring.
+                Err(_) => self.send_elsewhere(src, dst, message),
+            };
         }
         self.send_elsewhere(src, dst, message)
     }

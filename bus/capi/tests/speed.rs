@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What checking arguments and handle, finding the channel and catching panics may cost for a send and a receive together.
-const MORE: u64 = 90;
+const MORE: u64 = 200;
 
 /// Instructions of a program, counted by valgrind.
 fn count(program: &Path, channels: &Channels, arguments: &[&str], out: &Path) -> u64 {
