@@ -3,7 +3,7 @@
 mod c;
 mod channels;
 
-use c::{Link, Running, command, compile, library, must};
+use c::{Link, Running, command, compile, have, library, must};
 use channels::{Channels, address};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Command;
@@ -90,6 +90,9 @@ fn wrong_use_is_an_error_and_no_crash() {
 /// Old programs, linked in every way, with each other and with a Rust process.
 #[test]
 fn old_programs_talk() {
+    if !have("g++", "g++") {
+        return;
+    }
     let channels = Channels::new("old");
     let links = [Link::Shared, Link::Archive, Link::Static];
     let programs = links.map(|link| compile("old.cpp", link, &channels.shm));

@@ -3,11 +3,10 @@
 mod c;
 mod channels;
 
-use c::{Link, command, compile, must};
+use c::{Link, command, compile, have, must};
 use channels::{Channels, address};
 use std::hint::black_box;
 use std::path::Path;
-use std::process::Command;
 
 /// What checking arguments and handle, finding the channel and catching panics may cost for a send and a receive together.
 const MORE: u64 = 200;
@@ -43,11 +42,7 @@ fn a_message_costs_c_little_more_than_rust() {
         println!("not run: without optimisation instructions mean nothing; use --release");
         return;
     }
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        assert!(
-            std::env::var_os("TBUS_NO_VALGRIND").is_some(),
-            "valgrind is missing: apt-get install valgrind; who goes on without it says TBUS_NO_VALGRIND=1"
-        );
+    if !have("valgrind", "valgrind") {
         return;
     }
     let channels = Channels::new("speed");

@@ -39,6 +39,23 @@ pub fn library() -> &'static Path {
     })
 }
 
+/// True if there is such a command. It may be missing only where whoever runs the tests has said so, as ci/test --no-install does.
+#[track_caller]
+pub fn have(command: &str, debian_package: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|directory| directory.join(command).exists());
+    if !found {
+        assert!(
+            std::env::var_os("TBUS_SKIP_MISSING").is_some_and(|value| value == "1"),
+            "there is no {command}: apt-get install {debian_package}. Who goes on without says TBUS_SKIP_MISSING=1"
+        );
+        eprintln!(
+            "NOT RUN: there is no {command} ({debian_package}), and TBUS_SKIP_MISSING is set"
+        );
+    }
+    found
+}
+
 /// Its output, and it must end well.
 #[track_caller]
 pub fn must(command: &mut Command) -> String {
