@@ -249,6 +249,7 @@ impl Receiving {
         match receiver.peek() {
             Ok(_) => Ok(Look::Message),
             Err(TryRecvError::Empty) => Ok(Look::Nothing),
+            Err(TryRecvError::Closed) => Ok(Look::Gone), // deleted since it was taken
             Err(error) => {
                 let code = error.into();
                 self.lines.all[at].failed = Some(code);
