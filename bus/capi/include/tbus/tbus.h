@@ -152,7 +152,7 @@ int tbus_delete_msg(int handle, TBUSADDR *src, TBUSADDR *dst, int flag);
 int tbus_get_hops(int handle, TBUSADDR *hops, size_t *count);
 
 /* A descriptor, or an error. It is readable while a channel of the handle may have a message: wait for it with poll or
- * epoll, then receive until TBUS_ERR_CHANNEL_EMPTY, which makes it unreadable. Do not read, write or close it. Takes the receiving
+ * epoll, then receive until TBUS_ERR_CHANNEL_EMPTY, which makes it unreadable; now and then there is nothing to receive. Do not read, write or close it. Takes the receiving
  * ends of all channels of the handle. Channels added later make it readable too, within a tenth of a second. It ends with
  * the handle. */
 int tbus_get_event_fd(int handle);

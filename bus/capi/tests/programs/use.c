@@ -273,9 +273,13 @@ static void events(void)
     }
     int status;
     CHECK(waitpid(child, &status, 0) == child && status == 0);
-    EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(one, TBUS_ADDR_ALL));
-    readable(epoll, 0, 150);
-    EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(one, TBUS_ADDR_ALL));
+    /* It may be told of once more what was received meanwhile, and not for ever. */
+    int told = 0;
+    struct epoll_event event;
+    do
+        EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(one, TBUS_ADDR_ALL));
+    while (epoll_wait(epoll, &event, 1, 150) != 0 && ++told < 5);
+    CHECK(told < 5);
     /* Ended and made anew: what came meanwhile is there at once. */
     tbus_delete(&one);
     int two = bound("0.0.2.1");
