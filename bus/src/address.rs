@@ -215,18 +215,6 @@ impl fmt::Display for ShownAddress {
     }
 }
 
-/// A bus key: a 32-bit number, decimal or hexadecimal with 0x.
-pub fn parse_key(text: &str) -> Option<u32> {
-    let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
-        Some(digits) => (digits, 16),
-        None => (text, 10),
-    };
-    let plain = !digits.is_empty() && digits.chars().all(|c| c.is_digit(radix));
-    plain
-        .then(|| u32::from_str_radix(digits, radix).ok())
-        .flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

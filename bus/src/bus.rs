@@ -185,9 +185,16 @@ impl Endpoint {
         Ok(true)
     }
 
+    /// The rings of the channel to `peer`, the outgoing and the incoming one, to look at: takes no role.
+    pub fn rings(&self, peer: Address) -> Result<[Ring; 2]> {
+        self.take(peer, RENEWAL, |channel| {
+            Ok([self.open(channel, true)?, self.open(channel, false)?])
+        })
+    }
+
     /// Takes the sending end of the channel to `peer`. `Busy`, after a tenth of a second, if somebody has it.
     pub fn sender(&self, peer: Address) -> Result<Sender> {
-        self.take(peer, |channel| {
+        self.take(peer, RENEWAL, |channel| {
             // A closed one has a successor, or will have one, to which the sender goes on.
             let ring = self.open(channel, true)?;
             Ok(ring
@@ -198,12 +205,22 @@ impl Endpoint {
 
     /// Takes the receiving end of the channel from `peer`. `Busy`, after a tenth of a second, if somebody has it.
     pub fn receiver(&self, peer: Address) -> Result<Receiver> {
-        self.take(peer, |channel| self.receiver_of(channel))
+        self.take(peer, RENEWAL, |channel| self.receiver_of(channel))
+    }
+
+    /// The same, but `Busy` or `NotFound` at once, also when a relay is making the next generation of the ring.
+    pub fn try_receiver(&self, peer: Address) -> Result<Receiver> {
+        self.take(peer, Duration::ZERO, |channel| self.receiver_of(channel))
     }
 
     /// Takes an end of the channel to `peer`. A relay that makes the next generation of its ring removes the file that the
     /// map named just before, and has roles for a moment; then it is tried again.
-    fn take<T>(&self, peer: Address, take: impl Fn(&ChannelEntry) -> Result<T>) -> Result<T> {
+    fn take<T>(
+        &self,
+        peer: Address,
+        patience: Duration,
+        take: impl Fn(&ChannelEntry) -> Result<T>,
+    ) -> Result<T> {
         let mut channel = self.channel(peer)?.clone();
         let begun = Instant::now();
         loop {
@@ -211,7 +228,7 @@ impl Endpoint {
                 Err(error @ (Error::NotFound { .. } | Error::Busy { .. })) => error,
                 result => return result,
             };
-            if begun.elapsed() > RENEWAL {
+            if begun.elapsed() > patience {
                 return Err(error);
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -101,8 +101,22 @@ pub const FLAG_TIMESTAMP: u32 = 1;
 pub const FLAG_TRACE_ID: u32 = 1 << 1;
 /// Record flag: an 8-byte extension, the CRC32C of the payload and 4 zero bytes.
 pub const FLAG_CRC32C: u32 = 1 << 2;
+/// Record flag: an 8-byte extension, hops 1 and 2 of the way that the message came; the lower half first, 0 for none.
+pub const FLAG_HOPS_1: u32 = 1 << 3;
+/// Record flag: hops 3 and 4, see [`FLAG_HOPS_1`].
+pub const FLAG_HOPS_2: u32 = 1 << 4;
+/// Record flag: hops 5 and 6, see [`FLAG_HOPS_1`].
+pub const FLAG_HOPS_3: u32 = 1 << 5;
+/// Record flag: hops 7 and 8, see [`FLAG_HOPS_1`].
+pub const FLAG_HOPS_4: u32 = 1 << 6;
 /// The flags that this version knows; a record with any other is damage.
-pub const FLAGS_KNOWN: u32 = FLAG_TIMESTAMP | FLAG_TRACE_ID | FLAG_CRC32C;
+pub const FLAGS_KNOWN: u32 = FLAG_TIMESTAMP
+    | FLAG_TRACE_ID
+    | FLAG_CRC32C
+    | FLAG_HOPS_1
+    | FLAG_HOPS_2
+    | FLAG_HOPS_3
+    | FLAG_HOPS_4;
 
 /// The bit by which `seal.end` says that it is set (positions are multiples of 8, so it is free).
 pub const SEALED: u64 = 1;
@@ -602,5 +616,9 @@ pub const CONSTANTS: &[(&str, u64)] = &[
     ("FLAG_TIMESTAMP", FLAG_TIMESTAMP as u64),
     ("FLAG_TRACE_ID", FLAG_TRACE_ID as u64),
     ("FLAG_CRC32C", FLAG_CRC32C as u64),
+    ("FLAG_HOPS_1", FLAG_HOPS_1 as u64),
+    ("FLAG_HOPS_2", FLAG_HOPS_2 as u64),
+    ("FLAG_HOPS_3", FLAG_HOPS_3 as u64),
+    ("FLAG_HOPS_4", FLAG_HOPS_4 as u64),
     ("SEALED", SEALED),
 ];

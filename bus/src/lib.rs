@@ -37,6 +37,8 @@ mod address;
 #[cfg(feature = "config")]
 pub mod config;
 mod error;
+#[cfg(not(loom))]
+mod hops;
 pub mod layout;
 mod ring;
 mod route;
@@ -78,6 +80,8 @@ mod mirror;
 #[cfg(not(loom))]
 mod news;
 #[cfg(not(loom))]
+mod ready_fd;
+#[cfg(not(loom))]
 mod receiver;
 #[cfg(not(loom))]
 mod ring_file;
@@ -109,18 +113,20 @@ pub fn forks() -> u32 {
     fork::generation()
 }
 
-pub use address::{Address, AddressError, ShownAddress, Template, parse_key};
+pub use address::{Address, AddressError, ShownAddress, Template};
 pub use layout::Cursor;
 pub use ring::Damage;
 #[cfg(not(loom))]
 pub use {
     bus::{Bus, Endpoint, Incoming},
-    directory::Directory,
+    directory::{Directory, parse_key},
     error::{Error, Result, TryRecvError, TrySendError},
     fair::{FairReceiver, MESSAGES_PER_TURN},
     glance::Glance,
+    hops::{Hops, MAX_HOPS},
     mirror::MirrorWriter,
     news::NewsReader,
+    ready_fd::ReadyFd,
     receiver::{Batch, Message, Receiver},
     ring_file::{Gap, Kind, Ring, RingSpec, SideStatus, Status, Uuid},
     sender::{Extensions, Reservation, Sender},

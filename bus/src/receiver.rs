@@ -2,6 +2,7 @@
 
 use crate::bus::{Generation, Place};
 use crate::error::{Error, Result, TryRecvError};
+use crate::hops::Hops;
 use crate::layout::{Cursor, FLAG_CRC32C, FLAG_TIMESTAMP, FLAG_TRACE_ID, RECORD_HEADER};
 use crate::locks::RoleLock;
 use crate::ring::consumer::{Consumer, Nothing, Record};
@@ -266,6 +267,23 @@ impl Message<'_> {
     /// The CRC32C that its sender stored, if any.
     pub fn crc(&self) -> Option<u32> {
         self.extension(FLAG_CRC32C).map(|word| word as u32)
+    }
+
+    /// The way back of a message that was forwarded; empty for any other.
+    #[inline]
+    pub fn hops(&self) -> Hops {
+        let mut hops = Hops::default();
+        self.read_hops(&mut hops);
+        hops
+    }
+
+    /// The same, in the place of what `hops` has: one store where there are none, which is almost always.
+    #[inline(always)]
+    pub fn read_hops(&self, hops: &mut Hops) {
+        hops.clear();
+        if self.record.shape.flags != 0 {
+            hops.read(|flag| self.extension(flag));
+        }
     }
 
     fn extension(&self, flag: u32) -> Option<u64> {

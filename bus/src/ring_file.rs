@@ -600,6 +600,42 @@ impl Ring {
         look(self.mapped().control())
     }
 
+    /// The word that a sleeper on this ring's messages sleeps on.
+    pub(crate) fn receiver_signal(&self) -> &AtomicU32 {
+        &self.inner.mapping.control().receiver_signal.word
+    }
+
+    /// True if the consumer has something to read or to learn, as far as one can tell who only looks.
+    pub(crate) fn has_unread(&self) -> bool {
+        let (memory, nonce) = (self.mapped(), self.inner.header.nonce);
+        let control = memory.control();
+        let Some(Cursor { position, .. }) = control.released.cursor.read() else {
+            return true; // it is receiving at this moment
+        };
+        match self.kind().gate() {
+            Gate::CommitWord => {
+                let offset = (position % self.inner.header.capacity) as usize & !7;
+                // Acquire: as in Consumer::peek.
+                memory.word(offset).load(Acquire) == layout::commit_word(position, nonce)
+            }
+            // Whatever else it is than equal, the consumer will want to say so.
+            Gate::Tail => control
+                .producer
+                .tail
+                .read()
+                .is_some_and(|tail| tail.position != position),
+        }
+    }
+
+    /// True if it is closed and received to its end.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.control(|c| {
+            let seal = c.seal.end.load(Acquire); // partner: Release in producer::close
+            let released = c.released.cursor.read();
+            released.is_some_and(|released| seal == released.position | SEALED)
+        })
+    }
+
     pub(crate) fn damaged(&self, damage: Damage) -> Error {
         Error::Damaged {
             path: self.path().into(),

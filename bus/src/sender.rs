@@ -2,6 +2,7 @@
 
 use crate::bus::{Generation, Place};
 use crate::error::{Error, Result, TrySendError};
+use crate::hops::Hops;
 use crate::layout::{Cursor, FLAG_CRC32C, FLAG_TIMESTAMP, FLAG_TRACE_ID};
 use crate::locks::RoleLock;
 use crate::ring::memory::Memory;
@@ -124,6 +125,24 @@ impl Sender {
         self.extend(begun, length);
         self.producer.commit(begun, length);
         Ok(())
+    }
+
+    /// Sends one message that carries `hops`, see there.
+    pub fn try_send_with_hops(&mut self, payload: &[u8], hops: &Hops) -> Result<(), TrySendError> {
+        let flags = self.producer.flags();
+        self.producer.set_flags(flags | hops.flags());
+        let begun = self.begin(payload.len());
+        if let Ok(begun) = begun {
+            self.producer.memory().write(begun.payload(), payload);
+            self.extend(begun, payload.len());
+            let before = flags.count_ones() as usize; // theirs are the highest flags
+            for (index, word) in hops.words().enumerate() {
+                self.producer.extend(begun, before + index, word);
+            }
+            self.producer.commit(begun, payload.len());
+        }
+        self.producer.set_flags(flags);
+        begun.map(drop)
     }
 
     /// Room for one message of up to `length` bytes, to be written in place. Dropping it gives it up. A child

@@ -79,6 +79,12 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// The control area.
+    pub fn control(&self) -> &Control {
+        // SAFETY: page-aligned, mapped while self lives, at least CONTROL_SIZE bytes; made of atomics only.
+        unsafe { self.base.cast().as_ref() }
+    }
+
     /// Touches every page now, so that the first lap takes no page faults.
     pub fn prefault(&self) {
         let length = self.data_offset + 2 * self.capacity;

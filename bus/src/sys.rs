@@ -104,6 +104,31 @@ pub(crate) fn membarrier() -> bool {
     }
 }
 
+/// A new eventfd with count 0, closed on exec; reading does not block.
+pub(crate) fn eventfd() -> std::io::Result<std::fs::File> {
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    use std::os::fd::FromRawFd;
+    // SAFETY: a new descriptor, which nobody else has.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}
+
+/// Runs `act` with all signals blocked, which a thread started meanwhile inherits.
+pub(crate) fn without_signals<T>(act: impl FnOnce() -> T) -> T {
+    // SAFETY: a set of signals is plain numbers; both are valid for the calls.
+    unsafe {
+        let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let result = act();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        result
+    }
+}
+
 /// Fills `bytes` with random bytes from the kernel.
 pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     let mut done = 0;

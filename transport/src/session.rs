@@ -18,8 +18,10 @@ pub type Nanos = u64;
 pub const HEARTBEAT: Nanos = 500_000_000;
 /// A peer that was not heard, or did not hear us, for so long is dead.
 pub const SILENCE: Nanos = 2_500_000_000;
-/// An acknowledgement waits so long at most for company.
+/// An acknowledgement waits so long at most for company, unless the link is more patient.
 pub const ACK_DELAY: Nanos = 50_000;
+/// The same by RDMA, where it never has company, and takes both sides as much time as a message of an application.
+pub const ACK_DELAY_RDMA: Nanos = 1_000_000;
 /// Rings that are being opened at the same time: more would fill the control connection.
 const OPENING: usize = 4096;
 /// Slots that a peer may have opened on one connection. They are never used twice and each is remembered, for what comes late.
@@ -674,11 +676,11 @@ impl Session {
             .is_some_and(|ring| ring.wanted && !ring.ended)
     }
 
-    /// The next acknowledgement that is due at `now`, or any with `all`: when something goes out anyway.
-    pub fn next_ack(&mut self, now: Nanos, all: bool) -> Option<Control> {
+    /// The next acknowledgement that has waited for `patience` at `now`, or that must not wait.
+    pub fn next_ack(&mut self, now: Nanos, patience: Nanos) -> Option<Control> {
         loop {
             let &(since, slot) = self.acks.front()?;
-            if !all && since != 0 && now < since + ACK_DELAY {
+            if since != 0 && now < since + patience {
                 return None;
             }
             self.acks.pop_front();

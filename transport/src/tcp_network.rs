@@ -7,7 +7,7 @@ use crate::link::socket::Socket;
 use crate::link::tcp::TcpLink;
 use crate::network::{Control, Guard, Network};
 use crate::tls::{Credentials, Tls};
-use crate::verbs_network::{Request, VerbsDoor};
+use crate::verbs_network::{Request, Seeker, VerbsDoor};
 use crate::wire::{Hello, TRANSPORT_TCP, TRANSPORT_TLS, TRANSPORT_VERBS, Token};
 use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -18,10 +18,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tbus::grm::RelayEndpoint;
-use tracing::warn;
+use tracing::{info, warn};
 
-/// Bytes read from a control connection at a time.
-const READ: usize = 1 << 14;
+/// Bytes read from a control connection at a time: few, for they are cleared before, and mostly in vain.
+const READ: usize = 1 << 10;
+/// So many times in a row.
+const READS: usize = 16;
 /// Links that are turned away are told of as often.
 const TOLD: Duration = Duration::from_secs(1);
 
@@ -119,18 +121,23 @@ impl Control for TcpControl {
         };
         let mut any = !self.first.is_empty();
         received.append(&mut self.first);
-        // A frame at a time is enough: what is not read keeps the peer from sending more.
-        let begin = received.len();
-        received.resize(begin + READ, 0);
-        let result = socket.receive(&mut received[begin..]);
-        received.truncate(begin + *result.as_ref().unwrap_or(&0));
-        match result {
-            Ok(_) => any = true,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {}
-            // What came before the end is heard first.
-            Err(e) if !any => return Err(self.failure.take().unwrap_or_else(|| e.to_string())),
-            Err(_) => {}
+        // Some frames at a time are enough: what is not read keeps the peer from sending more.
+        let mut bytes = [0; READ];
+        for _ in 0..READS {
+            match socket.receive(&mut bytes) {
+                Ok(n) => {
+                    received.extend_from_slice(&bytes[..n]);
+                    any = true;
+                    if n < READ {
+                        break;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => break,
+                // What came before the end is heard first.
+                Err(e) if !any => return Err(self.failure.take().unwrap_or_else(|| e.to_string())),
+                Err(_) => break,
+            }
         }
         match self.failure.take_if(|_| !any) {
             Some(failure) => Err(failure),
@@ -198,6 +205,8 @@ pub struct TcpNetwork {
     links: VecDeque<(Token, TcpLink)>,
     /// None: there is no RDMA, or it is not wanted.
     verbs: Option<VerbsDoor>,
+    /// It is wanted, and there is none now.
+    seeker: Option<Seeker>,
     /// When it was last said that a link was turned away.
     turned_away: Option<Instant>,
 }
@@ -236,16 +245,32 @@ impl TcpNetwork {
             controls: VecDeque::new(),
             links: VecDeque::new(),
             verbs: None,
+            seeker: None,
             turned_away: None,
         })
     }
 
-    /// Offers RDMA from now on, and takes it where it is offered. Else why there is none; TCP serves all the same. The names
-    /// of the devices.
+    /// Offers RDMA from now on, and takes it where it is offered. Else why there is none; TCP serves all the same, and RDMA as
+    /// soon as there is some. The names of the devices.
     pub fn open_verbs(&mut self) -> Result<Vec<String>, String> {
-        let (door, devices) = VerbsDoor::open(self.local[0].ip())?;
+        let ip = self.local[0].ip();
+        let found = VerbsDoor::open(ip);
+        let (door, devices) = found.inspect_err(|_| self.seeker = Some(Seeker::new(ip)))?;
         self.verbs = Some(door);
         Ok(devices)
+    }
+
+    /// Devices come and go.
+    fn look_for_verbs(&mut self) {
+        if self.verbs.as_ref().is_some_and(VerbsDoor::is_over) {
+            warn!("the RDMA device has gone; TCP serves until there is one again");
+            self.verbs = None;
+            self.seeker = Some(Seeker::new(self.local[0].ip()));
+        }
+        if let Some((door, devices)) = self.seeker.as_mut().and_then(Seeker::look) {
+            info!(devices = devices.join(", "), "RDMA is offered from now on");
+            (self.verbs, self.seeker) = (Some(door), None);
+        }
     }
 
     /// Where it listens.
@@ -314,8 +339,8 @@ impl TcpNetwork {
     }
 }
 
-/// An address of this host at which relays can offer RDMA.
-pub fn rdma_address() -> Result<IpAddr, String> {
+/// An address of this host at which relays can offer RDMA, and the device that has it.
+pub fn rdma_address() -> Result<(IpAddr, String), String> {
     let mut why = String::from("this host has no address");
     for interface in getifaddrs().map_err(|e| format!("getifaddrs: {e}"))? {
         let Some(address) = interface.address else {
@@ -328,7 +353,7 @@ pub fn rdma_address() -> Result<IpAddr, String> {
             _ => continue,
         };
         match VerbsDoor::open(ip) {
-            Ok(_) => return Ok(ip),
+            Ok((door, _)) => return Ok((ip, door.device().unwrap_or_default())),
             Err(other) => why = format!("{ip}: {other}"),
         }
     }
@@ -394,8 +419,20 @@ impl Network for TcpNetwork {
     fn belongs(&self, link: &Arrived, control: &TcpControl, transport: u8) -> Result<(), String> {
         let link = match link {
             Arrived::Tcp(link) => link,
-            // It comes without a name of its own: the token is all that it shows.
-            Arrived::Verbs(_) if transport == TRANSPORT_VERBS => return Ok(()),
+            // It comes without a name of its own: the token is all that it shows, and from where.
+            Arrived::Verbs(request) if transport == TRANSPORT_VERBS => {
+                let peer = control.socket().and_then(|socket| socket.peer().ok());
+                let peer = peer.map(|address| address.ip().to_canonical());
+                let ip = request.peer_ip().map(|ip| ip.to_canonical());
+                return match ip == peer {
+                    true => Ok(()),
+                    false => Err(format!(
+                        "the link comes from {}, and the control connection from {}",
+                        ip.map_or("nowhere".into(), |ip| ip.to_string()),
+                        peer.map_or("nowhere".into(), |ip| ip.to_string()),
+                    )),
+                };
+            }
             Arrived::Verbs(_) => return Err("the link is by RDMA, which was not offered".into()),
         };
         if transport == TRANSPORT_VERBS {
@@ -537,6 +574,7 @@ impl Network for TcpNetwork {
         if let Some((token, link)) = self.links.pop_front() {
             return Some((token, Arrived::Tcp(Box::new(link))));
         }
+        self.look_for_verbs();
         let (token, request) = self.verbs.as_mut()?.request()?;
         Some((token, Arrived::Verbs(request)))
     }

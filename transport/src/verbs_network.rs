@@ -5,6 +5,7 @@ use crate::wire::Token;
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tbus_rdma_sys::{ConnectionId, Device, Error, EventChannel, EventKind, Verbs};
 
@@ -16,6 +17,8 @@ const LOOK: Duration = Duration::from_millis(1);
 const TURN: u32 = 4;
 /// A packet that is not acknowledged within 67 ms is sent again, seven times at most: a dead peer is seen in about a second.
 const ACK_TIMEOUT: u8 = 14;
+/// Between two looks for a device where there was none.
+const SEEK: Duration = Duration::from_secs(5);
 /// Memory that a link needs for itself at least.
 const NEEDED: u64 = 1 << 17;
 
@@ -29,6 +32,8 @@ pub(crate) struct VerbsDoor {
     /// Requests since the last look that found none, or enough.
     heard: u32,
     looked: Cell<Option<Instant>>,
+    /// The device that has the address goes away, and waits for whatever there is of it here.
+    goes: bool,
 }
 
 /// A link that another relay asks for. To drop it is to refuse.
@@ -87,8 +92,14 @@ impl VerbsDoor {
             dials: Vec::new(),
             heard: 0,
             looked: Cell::new(None),
+            goes: false,
         };
         Ok((door, devices))
+    }
+
+    /// The device that has the address; none if all are listened at.
+    pub fn device(&self) -> Option<String> {
+        Device::of(&self.listener).ok().map(|device| device.name())
     }
 
     pub fn port(&self) -> u16 {
@@ -145,16 +156,23 @@ impl VerbsDoor {
             && let Ok(Some(event)) = self.channel.next_event()
         {
             self.heard += 1;
-            if let EventKind::ConnectRequest(id) = event.kind
-                && let Some(token) = event.private_data.first_chunk::<16>()
-            {
-                let verbs = self.verbs;
-                return Some((Token(*token), Request { verbs, id }));
+            match (event.kind, event.private_data.first_chunk::<16>()) {
+                (EventKind::ConnectRequest(id), Some(token)) => {
+                    let verbs = self.verbs;
+                    return Some((Token(*token), Request { verbs, id }));
+                }
+                (EventKind::DeviceRemoved, _) => self.goes = true,
+                _ => {}
             }
         }
         self.heard = 0;
         self.looked.set(Some(now));
         None
+    }
+
+    /// True if nothing can come any more: it is to be dropped, and looked for anew. What was asked for is told of before.
+    pub fn is_over(&self) -> bool {
+        self.goes && self.dials.is_empty()
     }
 
     /// Nobody waits any more for the link of this token.
@@ -163,7 +181,60 @@ impl VerbsDoor {
     }
 }
 
+/// Looks for RDMA where there is none yet, or none any more: drivers are loaded late, and devices come and go.
+#[derive(Debug)]
+pub(crate) struct Seeker {
+    ip: IpAddr,
+    next: Instant,
+    answer: Option<mpsc::Receiver<Found>>,
+}
+
+type Found = Result<(VerbsDoor, Vec<String>), String>;
+
+impl Seeker {
+    /// For a door at any port of `ip`.
+    pub fn new(ip: IpAddr) -> Seeker {
+        Seeker {
+            ip,
+            next: Instant::now() + SEEK,
+            answer: None,
+        }
+    }
+
+    /// What there is now, if there is.
+    pub fn look(&mut self) -> Option<(VerbsDoor, Vec<String>)> {
+        let Some(answer) = &self.answer else {
+            if Instant::now() >= self.next {
+                // Libraries are loaded and devices listed: that takes longer than data can wait.
+                let (sender, receiver) = mpsc::channel();
+                let ip = self.ip;
+                std::thread::spawn(move || {
+                    if let Ok(verbs) = Verbs::load() {
+                        verbs.forget_gone_devices();
+                    }
+                    sender.send(VerbsDoor::open(ip))
+                });
+                self.answer = Some(receiver);
+            }
+            return None;
+        };
+        match answer.try_recv() {
+            Err(mpsc::TryRecvError::Empty) => None,
+            Ok(Ok(found)) => Some(found),
+            Ok(Err(_)) | Err(mpsc::TryRecvError::Disconnected) => {
+                *self = Seeker::new(self.ip);
+                None
+            }
+        }
+    }
+}
+
 impl Request {
+    /// Whose host asks.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        self.id.peer_ip()
+    }
+
     /// Agrees. The link carries data as soon as the other side has heard so.
     pub(crate) fn accept(self) -> Result<VerbsLink, String> {
         let accepted = || {

@@ -214,6 +214,33 @@ impl Fixture for Verbs {
     }
 }
 
+/// The same over a device without immediate data, as iWARP's are: messages instead of numbers.
+struct VerbsMessages(Verbs);
+
+impl Fixture for VerbsMessages {
+    type Link = AnyLink;
+    const LANDS_ANYWHERE: bool = true;
+
+    fn new() -> VerbsMessages {
+        VerbsMessages(Verbs::new())
+    }
+
+    fn pair(&mut self) -> [Self::Link; 2] {
+        let mut links = self.0.pair();
+        for link in &mut links {
+            match link {
+                AnyLink::Verbs(link) => link.send_messages_only(),
+                other => panic!("{other:?}"),
+            }
+        }
+        links
+    }
+
+    fn pass(&mut self) {
+        self.0.pass();
+    }
+}
+
 /// The simulated one.
 struct Sim<const RDMA: u64> {
     world: World,
@@ -651,8 +678,141 @@ macro_rules! conform {
 conform!(tcp, Tcp);
 conform!(tcp_tls, TcpTls);
 conform!(verbs, Verbs, ignore = "needs an RDMA device: ci/rxe run");
+conform!(
+    verbs_messages,
+    VerbsMessages,
+    ignore = "needs an RDMA device: ci/rxe run"
+);
 conform!(sim_tcp, Sim<0>);
 conform!(sim_rdma, Sim<1000>);
+
+/// A number has 16 bits for the slot. Rings beyond are told of by messages.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn verbs_more_slots_than_a_number_can_tell() {
+    let mut bench = Bench::<Verbs>::new("slots");
+    let slot = 1 << 16;
+    let (source, mirror) = (bench.source(0), bench.mirror(0));
+    let attached = bench
+        .link(1)
+        .attach_mirror(slot, mirror, EPOCH, 0, CAPACITY);
+    let remote = attached.unwrap();
+    bench
+        .link(0)
+        .attach_source(slot, source, EPOCH, remote)
+        .unwrap();
+    for from in (0..CAPACITY).step_by(512) {
+        let to = from + 512;
+        bench.fill(0, from, to);
+        assert!(bench.link(0).append(slot, from, to));
+        let heard = until("the bytes", || {
+            let heard = bench.go();
+            (!heard.is_empty()).then_some(heard)
+        });
+        assert_eq!(heard, [Event::Arrived { slot, to }]);
+    }
+    assert!(read(&bench.mirror(0), 0, CAPACITY) == content(0, 0, CAPACITY));
+}
+
+/// Bytes of this process that devices have.
+fn pinned() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmPin:"));
+    let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn verbs_memory_of_a_closed_mirror_is_given_back_after_its_time() {
+    let mut bench = Bench::<Verbs>::new("given-back");
+    let before = pinned();
+    bench.attach(0, [EPOCH; 2]);
+    bench.attach(1, [EPOCH; 2]);
+    assert_eq!(pinned(), before + 4 * CAPACITY);
+    bench.link(0).detach_source(0);
+    bench.link(1).detach_mirror(0);
+    let begun = Instant::now();
+    until("the end of a mirror's time", || {
+        let heard = bench.go();
+        assert_eq!(heard, []);
+        (pinned() == before + 2 * CAPACITY).then_some(())
+    });
+    // Until then the peer may not have heard, and what it writes must find its memory.
+    let after = begun.elapsed();
+    assert!(
+        after > Duration::from_secs(4) && after < Duration::from_secs(10),
+        "{after:?}"
+    );
+    bench.fill(1, 0, 512);
+    assert!(bench.link(0).append(1, 0, 512));
+    let heard = until("the other ring", || {
+        let heard = bench.go();
+        (!heard.is_empty()).then_some(heard)
+    });
+    assert_eq!(heard, [Event::Arrived { slot: 1, to: 512 }]);
+}
+
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn verbs_a_ring_that_is_opened_over_and_over_is_not_pinned_as_often() {
+    let mut bench = Bench::<Verbs>::new("reopened");
+    let before = pinned();
+    for slot in 0..100 {
+        let mirror = bench.mirror(0);
+        let attached = bench
+            .link(1)
+            .attach_mirror(slot, mirror, EPOCH, 0, CAPACITY);
+        attached.unwrap();
+        assert!(pinned() <= before + 2 * CAPACITY, "slot {slot}");
+        bench.link(1).detach_mirror(slot);
+    }
+    assert_eq!(bench.go(), []);
+}
+
+/// Who knows a token, and asks from another host than the one that it was given to.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn verbs_a_request_from_elsewhere_is_refused() {
+    use tbus_rdma_sys::{
+        CompletionQueue, ConnectionId, EventChannel, Limits, ProtectionDomain, QueuePair,
+    };
+    let Verbs(mut networks) = Verbs::new();
+    let [_control, accepted] = networks.controls();
+    let other = &mut networks.0[1];
+    let here = other.address().ip();
+    let IpAddr::V4(v4) = here else {
+        panic!("{here} is no IPv4 address");
+    };
+    // Another one of this host, as ci/rxe gives it.
+    let elsewhere = IpAddr::from((u32::from(v4) ^ 3).to_be_bytes());
+    let to = SocketAddr::new(here, other.port_of(TRANSPORT_VERBS));
+    let within = Duration::from_secs(3);
+    let channel = EventChannel::new(tbus_rdma_sys::Verbs::load().unwrap()).unwrap();
+    let id = ConnectionId::new(&channel).unwrap();
+    let next = || until("an event", || channel.next_event().unwrap());
+    id.resolve_address(Some(SocketAddr::new(elsewhere, 0)), to, within)
+        .unwrap();
+    next();
+    id.resolve_route(within).unwrap();
+    next();
+    let limits = Limits {
+        sends: 4,
+        receives: 4,
+        receive_size: 64,
+        inline: 0,
+    };
+    let domain = ProtectionDomain::new(&id).unwrap();
+    let queue = CompletionQueue::new(&id, 10).unwrap();
+    let _pair = QueuePair::new(&id, &domain, &queue, &queue, limits).unwrap();
+    id.connect(&TOKEN.0).unwrap();
+    let (token, request) = until("a request", || other.accept_link());
+    assert_eq!(token, TOKEN);
+    let why = other.belongs(&request, &accepted, TRANSPORT_VERBS);
+    let expected =
+        format!("the link comes from {elsewhere}, and the control connection from {here}");
+    assert_eq!(why, Err(expected));
+}
 
 /// A peer that writes what it likes to the real link.
 fn liar() -> (Tcp, TcpStream, AnyLink) {

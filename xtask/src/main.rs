@@ -1,6 +1,7 @@
 //! Makes the bindings that are checked in, from the headers of this system.
 
 mod rdma;
+mod ucx;
 
 use std::error::Error;
 use std::io::Write;
@@ -9,29 +10,33 @@ use std::process::{Command, ExitCode, Stdio};
 
 const USAGE: &str = "Usage: cargo run --manifest-path xtask/Cargo.toml -- bindings [DIRECTORY]
 
-Writes the bindings of libibverbs and librdmacm to DIRECTORY (default: where they are checked in). Needs the headers
-(Debian: libibverbs-dev, librdmacm-dev) and libclang (libclang-dev).
+Writes the bindings of libibverbs, librdmacm and libucp to rdma-sys/src/bindings and ucx-sys/src/bindings in DIRECTORY (default:
+transport, where they are checked in). Needs the headers (Debian: libibverbs-dev, librdmacm-dev, libucx-dev) and libclang
+(libclang-dev).
 ";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let directory = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["bindings"] => {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../transport/rdma-sys/src/bindings")
-        }
+        ["bindings"] => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../transport"),
         ["bindings", directory] => PathBuf::from(directory),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);
         }
     };
-    match rdma::bindings().and_then(|files| write(&directory, files)) {
+    match bindings(&directory) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn bindings(directory: &Path) -> Result<(), Box<dyn Error>> {
+    write(&directory.join("rdma-sys/src/bindings"), rdma::bindings()?)?;
+    write(&directory.join("ucx-sys/src/bindings"), ucx::bindings()?)
 }
 
 fn write(directory: &Path, files: Vec<(&str, String)>) -> Result<(), Box<dyn Error>> {

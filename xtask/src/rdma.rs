@@ -255,7 +255,7 @@ pub fn bindings() -> Result<Vec<(&'static str, String)>, Box<dyn Error>> {
         .allowlist_type("cm_event|cm_option");
     Ok(vec![
         ("verbs.rs", on_x86(&verbs.generate()?.to_string())),
-        ("rdmacm.rs", on_x86(&&cm.generate()?.to_string())),
+        ("rdmacm.rs", on_x86(&cm.generate()?.to_string())),
     ])
 }
 

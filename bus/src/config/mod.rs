@@ -8,7 +8,8 @@ mod source;
 
 pub use relay::*;
 
-use crate::address::{Address, Template, parse_key};
+use crate::address::{Address, Template};
+pub use crate::directory::parse_key;
 use crate::layout::{MAX_CAPACITY, MIN_CAPACITY};
 use crate::route::{MAX_ENDPOINTS, MAX_HOST};
 pub use crate::route::{RelayEndpoint, Transport};

@@ -7,7 +7,7 @@ mod http;
 mod metrics;
 mod reload;
 mod snapshot;
-mod status;
+pub(crate) mod status;
 mod systemd;
 
 use crate::command::{Failure, Result};

@@ -163,30 +163,29 @@ fn to_json(snapshot: &Snapshot) -> Value {
 /// Asks the running relay of a file; returns what to print.
 pub fn ask(file: &Path, as_json: bool) -> Result<String> {
     let (node, gcim_key) = read_relay_identity(file)?;
-    let path = socket_path(node, gcim_key);
-    let fail = |e: std::io::Error| {
-        Failure::Other(format!(
-            "no relay answers at {}: {e}; start it: tbusd -c {}",
-            path.display(),
-            file.display()
-        ))
-    };
-    let mut stream = UnixStream::connect(&path).map_err(fail)?;
+    let mend = format!("; start it: tbusd -c {}", file.display());
+    let value = ask_at(&socket_path(node, gcim_key), &mend).map_err(Failure::Other)?;
+    match as_json {
+        true => Ok(format!("{value:#}\n")),
+        false => Ok(to_text(&value)),
+    }
+}
+
+/// What the relay says that answers at a socket; or why none does, and the mend.
+pub fn ask_at(socket: &Path, mend: &str) -> std::result::Result<Value, String> {
+    let fail = |e: std::io::Error| format!("no relay answers at {}: {e}{mend}", socket.display());
+    let mut stream = UnixStream::connect(socket).map_err(fail)?;
     stream
         .set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))
         .map_err(fail)?;
     let mut text = String::new();
     stream.read_to_string(&mut text).map_err(fail)?;
-    let value: Value = serde_json::from_str(&text).map_err(|_| {
-        Failure::Other(format!(
+    serde_json::from_str(&text).map_err(|_| {
+        format!(
             "the relay at {} does not answer; it may be stopped",
-            path.display()
-        ))
-    })?;
-    match as_json {
-        true => Ok(format!("{value:#}\n")),
-        false => Ok(to_text(&value)),
-    }
+            socket.display()
+        )
+    })
 }
 
 fn text_of(value: &Value) -> String {

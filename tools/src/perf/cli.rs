@@ -5,7 +5,7 @@ use super::channel::Way;
 use super::options::{self, Cpus, Options};
 use super::report::Kind;
 use super::run::Outputs;
-use super::{Result, compare, demo, remote, status, worker};
+use super::{Result, compare, demo, rdma, remote, status, worker};
 use crate::manual::Manual;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -21,6 +21,7 @@ pub const MANUAL: Manual = Manual {
     synopsis: &[
         "demo",
         "{lat | rate | limit} [OPTION...]",
+        "rdma [OPTION...]",
         "compare A B [--json] [--svg FILE]",
         "help [SUBCOMMAND]",
     ],
@@ -46,6 +47,10 @@ pub const MANUAL: Manual = Manual {
     )],
     examples: &[
         ("tbusperf demo", "see it work"),
+        (
+            "tbusperf demo --transport verbs",
+            "the same by RDMA, where there is a device",
+        ),
         ("tbusperf lat", "one-way times, several sizes"),
         (
             "tbusperf lat --size 64 --rate 100k --duration 10s --svg lat.svg",
@@ -125,6 +130,16 @@ pub const MANUAL: Manual = Manual {
             ],
         ),
         (
+            "rdma",
+            &[
+                ("tbusperf rdma", "at the device of this machine"),
+                (
+                    "ci/rxe run --timeout 0 -- target/release/tbusperf rdma",
+                    "without one",
+                ),
+            ],
+        ),
+        (
             "compare",
             &[
                 ("tbusperf lat --json > a.json", "the first result"),
@@ -163,11 +178,18 @@ enum Command {
     /// Two processes on two hosts exchange a million messages each way; they and their relays are killed, none is lost
     ///
     /// Both hosts are this machine: each has maps and rings of its own in a scratch directory (under /dev/shm if 64 MB are
-    /// free there, else in the temporary directory), and a relay; the relays mirror the rings over TCP on loopback. The
-    /// parent kills each process and each relay with SIGKILL once, starts it again, and accounts for every message. A
+    /// free there, else in the temporary directory), and a relay; the relays mirror the rings over TCP on loopback, or by
+    /// RDMA at an address of a device. The parent kills each process and each relay with SIGKILL once, starts it again, and accounts for every message. A
     /// message that a process had read but not released when it was killed is read again: that is told as `re-read`,
     /// at most one per kill. The last line is `lost 0 duplicated 0 reordered 0`, or the exit status is 1.
-    Demo,
+    Demo {
+        /// What the relays use; by RDMA they show each other certificates, made for the run
+        #[arg(long, default_value = "tcp")]
+        transport: TransportName,
+        /// Messages each way; a slow machine may need fewer to be done in two minutes
+        #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..=10_000_000))]
+        messages: u64,
+    },
     /// Measures the machine's limits: cache-line ping-pong and copies between two processes, without any ring
     ///
     /// No channel between two processes can be faster. `near`: the two processors share a last-level cache, and a cache
@@ -194,6 +216,15 @@ enum Command {
     /// their lines in place and releases them. Beside it: the rate at which the same bytes can be copied from one
     /// process to the other with no ring at all, and how many messages pass in the time that a cache line takes.
     Rate(RateArguments),
+    /// Measures RDMA: tbus beside perftest and rsocket, in one table
+    ///
+    /// Each round measures every figure by every program, one after the other: `ib_write_lat` and `ib_write_bw` of perftest,
+    /// `rstream` of librdmacm, and tbus over TCP, by RDMA with the relays in the two processes' own loops, and by RDMA between
+    /// two tbusd. Both ends are on this machine, at one device. Without a device, `ci/rxe run -- tbusperf rdma` runs it in a
+    /// virtual machine with soft-RoCE, where figures mean something by their ratios only.
+    ///
+    /// `met` and `not met` say whether the ratio of tbus by RDMA to perftest is what tbus promises itself.
+    Rdma(RdmaArguments),
     /// Compares two results that `lat`, `rate` or `limit` wrote with --json
     ///
     /// For each figure of each size: the medians of the rounds with the lowest and the highest, their ratio, and whether
@@ -215,7 +246,11 @@ enum Command {
     },
     /// One of the two processes of the demonstration
     #[command(hide = true)]
-    DemoPeer { directory: PathBuf, side: usize },
+    DemoPeer {
+        directory: PathBuf,
+        side: usize,
+        messages: u64,
+    },
     /// A relay of the demonstration or of a measurement: what tbusd is
     #[command(hide = true)]
     Relay { file: PathBuf },
@@ -275,6 +310,9 @@ struct Channel {
     /// Run the relays in the two processes' own loops, not as two tbusd
     #[arg(long, requires = "remote")]
     embedded: bool,
+    /// Measure no bare TCP connection beside it
+    #[arg(long, requires = "remote", hide = true)]
+    alone: bool,
     /// How the relays make sure of each other; data has TLS with `encrypt` only. The limit is in clear. If not given, `none`,
     /// and `authenticate` for verbs, which has no other
     #[arg(long, requires = "remote", value_name = "MODE",
@@ -292,12 +330,19 @@ enum TransportName {
     Verbs,
 }
 
-impl Channel {
-    fn way(&self) -> Result<Way> {
-        let (transport, usual) = match self.transport {
+impl TransportName {
+    /// With how relays make sure of each other if nothing is said.
+    fn usual(self) -> (Transport, Security) {
+        match self {
             TransportName::Tcp => (Transport::Tcp, Security::None),
             TransportName::Verbs => (Transport::Verbs, Security::Authenticate),
-        };
+        }
+    }
+}
+
+impl Channel {
+    fn way(&self) -> Result<Way> {
+        let (transport, usual) = self.transport.usual();
         let security = self.security.unwrap_or(usual);
         if transport == Transport::Verbs && security != usual {
             return Err("--transport verbs goes with --security authenticate: RDMA is never encrypted, and its addresses can be reached from other hosts".into());
@@ -345,6 +390,22 @@ struct LimitArguments {
     hgrm: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct RdmaArguments {
+    /// Rounds; figures are medians of them, with the lowest and the highest
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// The two processors to run on, as in 0,1; `none`: do not pin [default: the first two that may be used]
+    #[arg(long, value_name = "A,B", value_parser = options::parse_cpus)]
+    cpus: Option<Cpus>,
+    /// Time for each figure in each round, about
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "2s")]
+    time: Duration,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs one measurement. The parts are those of the three kinds' arguments.
 fn measure(
     kind: Kind,
@@ -364,6 +425,7 @@ fn measure(
         rounds: common.rounds,
         cpus: common.cpus.map_or_else(Cpus::first_two, Ok)?.pinned(),
         capacity: channel.capacity,
+        beside_tcp: !channel.alone,
         keep_all: common.keep_all,
     };
     let outputs = Outputs {
@@ -377,8 +439,18 @@ fn measure(
 /// True if what was to be shown could be shown.
 fn run(cli: Cli) -> Result<bool> {
     match cli.command {
-        Command::Demo => return demo::run(),
-        Command::DemoPeer { directory, side } => demo::run_peer(&directory, side.min(1)),
+        Command::Demo {
+            transport,
+            messages,
+        } => {
+            let (transport, security) = transport.usual();
+            return demo::run(&remote::Between::new(security, transport)?, messages);
+        }
+        Command::DemoPeer {
+            directory,
+            side,
+            messages,
+        } => demo::run_peer(&directory, side.min(1), messages),
         Command::Relay { file } => remote::run_relay(&file),
         Command::Limit(a) => {
             let channel = Channel {
@@ -390,12 +462,20 @@ fn run(cli: Cli) -> Result<bool> {
                 remote: false,
                 transport: TransportName::Tcp,
                 embedded: false,
+                alone: false,
                 security: None,
             };
             measure(Kind::Limit, channel, None, a.common, a.hgrm)
         }
         Command::Lat(a) => measure(Kind::Lat, a.channel, a.rate, a.common, a.hgrm),
         Command::Rate(a) => measure(Kind::Rate, a.channel, None, a.common, None),
+        Command::Rdma(a) => rdma::run(&rdma::Options {
+            command: std::env::args().collect(),
+            rounds: a.rounds.into(),
+            cpus: a.cpus.map_or_else(Cpus::first_two, Ok)?.pinned(),
+            time: a.time,
+            json: a.json,
+        }),
         Command::Compare { a, b, json, svg } => compare::run([&a, &b], json, svg.as_deref()),
         Command::Worker {
             directory,

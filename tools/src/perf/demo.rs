@@ -1,11 +1,11 @@
 //! `tbusperf demo`: two processes on two hosts exchange a million messages each way. Both hosts are this machine: each
-//! has maps and rings of its own, and a relay that mirrors them to the other over TCP. Processes and relays are killed in
+//! has maps and rings of its own, and a relay that mirrors them to the other over TCP or by RDMA. Processes and relays are killed in
 //! mid-stream and started again, and the parent accounts for every message.
 
 use super::Result;
 use super::audit::{Account, Audit};
 use super::clock::{Clock, ticks};
-use super::remote::{Between, Daemon, attach, make_hosts};
+use super::remote::{Between, Daemon, attach, make_certificates, make_hosts};
 use super::scratch::Scratch;
 use super::text::table;
 use hdrhistogram::Histogram;
@@ -16,14 +16,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tbus::config::Security;
 use tbus::grm::Transport;
 use tbus::{Receiver, Sender, TryRecvError, TrySendError};
 
-/// Messages each way in the stream, and after it one at a time for the latency.
-const STREAM: u64 = 1_000_000;
+/// Messages each way after the stream, one at a time, for the latency.
 const SINGLE: u64 = 1_000;
-const ALL: u64 = STREAM + SINGLE;
 const CAPACITY: u64 = 1 << 20;
 /// Bytes of a message before its filling: index, length of the filling, checksum.
 const HEAD: usize = 16;
@@ -42,52 +39,63 @@ fn scramble(seed: u64) -> u64 {
     z ^ z >> 31
 }
 
-/// Bytes of filling of message `index`: half are below 128, one in twenty is up to 16 KiB.
-fn filling_size(side: usize, index: u64) -> usize {
-    if index >= STREAM {
-        return 48;
-    }
-    let random = scramble(index ^ (side as u64) << 56);
-    let up_to = match random % 20 {
-        0..10 => 128,
-        10..16 => 1 << 10,
-        16..19 => 4 << 10,
-        _ => LARGEST,
-    };
-    (random >> 32) as usize % up_to
-}
+/// How many messages there are each way before the single ones.
+#[derive(Clone, Copy, Debug)]
+struct Stream(u64);
 
-/// Writes message `index` into `buffer`; returns its length.
-fn compose(side: usize, index: u64, buffer: &mut [u8]) -> usize {
-    let size = filling_size(side, index);
-    let (head, filling) = buffer[..HEAD + size].split_at_mut(HEAD);
-    let mut state = scramble(index);
-    for chunk in filling.chunks_mut(8) {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).rotate_left(23);
-        chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+impl Stream {
+    fn all(self) -> u64 {
+        self.0 + SINGLE
     }
-    head[..8].copy_from_slice(&index.to_le_bytes());
-    head[8..12].copy_from_slice(&(size as u32).to_le_bytes());
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
-    head[12..].copy_from_slice(&sum.to_le_bytes());
-    HEAD + size
-}
 
-/// The index of a message from `side`, if it is whole: length, checksum and filling are those of that index.
-fn index_of(side: usize, message: &[u8]) -> Option<u64> {
-    let (head, filling) = message.split_at_checked(HEAD)?;
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
-    let index = u64::from_le_bytes(head[..8].try_into().ok()?);
-    let size = filling_size(side, index);
-    let sound = head[8..12] == (size as u32).to_le_bytes()
-        && filling.len() == size
-        && head[12..] == sum.to_le_bytes();
-    sound.then_some(index)
+    /// Bytes of filling of message `index`: half are below 128, one in twenty is up to 16 KiB.
+    fn filling_size(self, side: usize, index: u64) -> usize {
+        if index >= self.0 {
+            return 48;
+        }
+        let random = scramble(index ^ (side as u64) << 56);
+        let up_to = match random % 20 {
+            0..10 => 128,
+            10..16 => 1 << 10,
+            16..19 => 4 << 10,
+            _ => LARGEST,
+        };
+        (random >> 32) as usize % up_to
+    }
+
+    /// Writes message `index` into `buffer`; returns its length.
+    fn compose(self, side: usize, index: u64, buffer: &mut [u8]) -> usize {
+        let size = self.filling_size(side, index);
+        let (head, filling) = buffer[..HEAD + size].split_at_mut(HEAD);
+        let mut state = scramble(index);
+        for chunk in filling.chunks_mut(8) {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+            chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+        }
+        head[..8].copy_from_slice(&index.to_le_bytes());
+        head[8..12].copy_from_slice(&(size as u32).to_le_bytes());
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
+        head[12..].copy_from_slice(&sum.to_le_bytes());
+        HEAD + size
+    }
+
+    /// The index of a message from `side`, if it is whole: length, checksum and filling are those of that index.
+    fn index_of(self, side: usize, message: &[u8]) -> Option<u64> {
+        let (head, filling) = message.split_at_checked(HEAD)?;
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..12]), filling);
+        let index = u64::from_le_bytes(head[..8].try_into().ok()?);
+        let size = self.filling_size(side, index);
+        let sound = head[8..12] == (size as u32).to_le_bytes()
+            && filling.len() == size
+            && head[12..] == sum.to_le_bytes();
+        sound.then_some(index)
+    }
 }
 
 /// One of the two processes: attaches, goes on where its predecessor was killed, and ends when all is done.
 struct Peer {
     side: usize,
+    stream: Stream,
     sender: Sender,
     receiver: Receiver,
     audit: Audit,
@@ -97,29 +105,31 @@ struct Peer {
 }
 
 /// The body of a child process: the application on host `side`.
-pub fn run_peer(directory: &Path, side: usize) -> Result<()> {
+pub fn run_peer(directory: &Path, side: usize, messages: u64) -> Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
-    let audit = Audit::open(&directory.join("audit"), ALL as usize)?;
+    let stream = Stream(messages);
+    let audit = Audit::open(&directory.join("audit"), stream.all() as usize)?;
     let (_bus, sender, receiver) = attach(directory, side)?;
     let expected = receiver.next().sequence;
     audit.begin_life(1 - side, expected);
     audit.sends(side, sender.next().sequence);
     let mut peer = Peer {
         side,
+        stream,
         sender,
         receiver,
         audit,
         buffer: vec![0; HEAD + LARGEST],
         expected,
     };
-    peer.stream()?;
+    peer.send_stream()?;
     peer.one_at_a_time()
 }
 
 impl Peer {
     fn send_next(&mut self) -> Result<bool> {
         let index = self.sender.next().sequence;
-        let length = compose(self.side, index, &mut self.buffer);
+        let length = self.stream.compose(self.side, index, &mut self.buffer);
         match self.sender.try_send(&self.buffer[..length]) {
             Ok(()) => {
                 self.audit.sends(self.side, index + 1);
@@ -140,7 +150,10 @@ impl Peer {
         let copied = message.copy_to(&mut self.buffer).is_ok();
         let bytes = &self.buffer[..message.len().min(self.buffer.len())];
         // Accounted for by the index that its sender wrote into it: the ring's own count proves nothing.
-        let index = index_of(1 - self.side, bytes).filter(|_| copied);
+        let index = self
+            .stream
+            .index_of(1 - self.side, bytes)
+            .filter(|_| copied);
         let in_order = index == Some(self.expected) && sequence == self.expected;
         self.audit.received(
             1 - self.side,
@@ -158,17 +171,18 @@ impl Peer {
     }
 
     /// Both directions at once, as fast as they go.
-    fn stream(&mut self) -> Result<()> {
-        while self.sent() < STREAM || self.expected < STREAM {
+    fn send_stream(&mut self) -> Result<()> {
+        let end = self.stream.0;
+        while self.sent() < end || self.expected < end {
             let mut idle = true;
             for _ in 0..TURN {
-                if self.sent() >= STREAM || !self.send_next()? {
+                if self.sent() >= end || !self.send_next()? {
                     break;
                 }
                 idle = false;
             }
             for _ in 0..TURN {
-                if self.expected >= STREAM || !self.receive_next()? {
+                if self.expected >= end || !self.receive_next()? {
                     break;
                 }
                 idle = false;
@@ -190,13 +204,13 @@ impl Peer {
 
     /// A sends one message, B answers it: nothing else is under way.
     fn one_at_a_time(&mut self) -> Result<()> {
-        let clock = Clock::get();
+        let (clock, all) = (Clock::get(), self.stream.all());
         let mut times = Histogram::<u64>::new(3)?;
         let begins = self.side == 0;
-        while self.sent() < ALL || self.expected < ALL {
+        while self.sent() < all || self.expected < all {
             let begun = ticks();
             // The one that begins owes nothing; the other one owes an answer to each message received.
-            if self.sent() < ALL
+            if self.sent() < all
                 && (if begins {
                     self.sent() == self.expected
                 } else {
@@ -206,7 +220,7 @@ impl Peer {
                 while !self.send_next()? {}
             }
             let waiting_since = Instant::now();
-            while self.expected < ALL
+            while self.expected < all
                 && (if begins {
                     self.expected < self.sent()
                 } else {
@@ -235,10 +249,10 @@ struct Process {
 }
 
 impl Process {
-    fn start(scratch: &Scratch, side: usize) -> Result<Process> {
+    fn start(scratch: &Scratch, side: usize, stream: Stream) -> Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("demo-peer").arg(scratch.directory().path());
-        command.arg(side.to_string());
+        command.args([side.to_string(), stream.0.to_string()]);
         Ok(Process {
             child: command.stdin(Stdio::null()).spawn()?,
         })
@@ -267,19 +281,23 @@ impl Drop for Process {
 /// Progress for people: a bar on a terminal, else a line a second.
 struct Progress {
     bar: Option<ProgressBar>,
+    /// Of both directions.
+    all: u64,
     said: Instant,
     begun: Instant,
 }
 
 impl Progress {
-    fn new() -> Progress {
+    fn new(stream: Stream) -> Progress {
+        let all = 2 * stream.all();
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {percent:>3} %")
                 .expect("a valid template");
-            ProgressBar::new(2 * ALL).with_style(style)
+            ProgressBar::new(all).with_style(style)
         });
         Progress {
             bar,
+            all,
             said: Instant::now(),
             begun: Instant::now(),
         }
@@ -293,7 +311,7 @@ impl Progress {
                 say(&format!(
                     "{:4.0} s  {:3} %",
                     self.begun.elapsed().as_secs_f64(),
-                    done * 100 / (2 * ALL)
+                    done * 100 / self.all
                 ));
             }
             None => {}
@@ -316,7 +334,8 @@ fn say(text: &str) {
 }
 
 /// The demonstration. False if a message was lost, duplicated, reordered or corrupted.
-pub fn run() -> Result<bool> {
+pub fn run(between: &Between, messages: u64) -> Result<bool> {
+    let stream = Stream(messages);
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [
         signal_hook::consts::SIGINT,
@@ -331,28 +350,32 @@ pub fn run() -> Result<bool> {
         scratch.directory().path().display(),
         scratch.why
     ));
-    say(
-        "two hosts, both this machine, with a relay each, TCP between them: process A → ring → relay → relay → ring → process B, and back",
-    );
+    let way = match between.transport {
+        Transport::Verbs => format!("RDMA between them at {}", between.addresses[0].ip()),
+        _ => "TCP between them".into(),
+    };
     say(&format!(
-        "{STREAM} messages each way, {HEAD} to {} bytes; each process and each relay is killed once and started again",
+        "two hosts, both this machine, with a relay each, {way}: process A → ring → relay → relay → ring → process B, and back"
+    ));
+    say(&format!(
+        "{messages} messages each way, {HEAD} to {} bytes; each process and each relay is killed once and started again",
         HEAD + LARGEST - 1
     ));
     let path = scratch.directory().path().to_path_buf();
-    let between = Between::new(Security::None, Transport::Tcp)?;
-    make_hosts(&path, CAPACITY, &between)?;
-    let audit = Audit::open(&scratch.join("audit"), ALL as usize)?;
+    make_hosts(&path, CAPACITY, between)?;
+    make_certificates(&path, between.security)?;
+    let audit = Audit::open(&scratch.join("audit"), stream.all() as usize)?;
     let begun = Instant::now();
-    let relay = |host: usize| Daemon::start(&path, host, &between);
+    let relay = |host: usize| Daemon::start(&path, host, between);
     let mut relays = [relay(0)?, relay(1)?];
-    let start = |side: usize| Process::start(&scratch, side);
+    let start = |side: usize| Process::start(&scratch, side, stream);
     let mut processes = [start(0)?, start(1)?];
     // Where each is killed: somewhere in the stream, elsewhere in each run.
     let now = std::time::SystemTime::now()
         .duration_since(std::time::SystemTime::UNIX_EPOCH)?
         .as_nanos() as u64;
-    let kill_at = [0, 1, 2, 3].map(|n| STREAM * (n + 1) / 6 + scramble(now + n) % (STREAM / 7));
-    let mut progress = Progress::new();
+    let kill_at = [0, 1, 2, 3].map(|n| messages * (n + 1) / 6 + scramble(now + n) % (messages / 7));
+    let mut progress = Progress::new(stream);
     let mut killed = 0;
     let mut stream_time = None;
     let mut ended = [false; 2];
@@ -383,7 +406,7 @@ pub fn run() -> Result<bool> {
             ));
             killed += 1;
         }
-        if stream_time.is_none() && done.iter().all(|d| *d >= STREAM) {
+        if stream_time.is_none() && done.iter().all(|d| *d >= messages) {
             stream_time = Some(begun.elapsed());
         }
         for side in 0..2 {
@@ -420,9 +443,30 @@ pub fn run() -> Result<bool> {
             "not all were killed in mid-stream; the machine was too busy: run it again".into(),
         );
     }
-    report(&audit, stream_time.unwrap_or_else(|| begun.elapsed()));
+    check_transport(&relays, between)?;
+    report(
+        &audit,
+        stream,
+        stream_time.unwrap_or_else(|| begun.elapsed()),
+    );
     let account = audit.account(0) + audit.account(1);
     Ok(conclude(account))
+}
+
+/// What is shown must be what is said: where RDMA fails, TCP serves.
+fn check_transport(relays: &[Daemon; 2], between: &Between) -> Result<()> {
+    let wanted = between.transport.name();
+    for relay in relays {
+        let used = relay.transport()?;
+        if used.as_deref() != Some(wanted) {
+            let used = used.unwrap_or("nothing".into());
+            return Err(format!(
+                "all messages were received, but at the end data went by {used}, not {wanted}: see what the relays say above"
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// All rings of both hosts, for a report of what went wrong.
@@ -445,19 +489,19 @@ fn rings(path: &Path) -> Result<String> {
 }
 
 /// The table.
-fn report(audit: &Audit, time: Duration) {
+fn report(audit: &Audit, stream: Stream, time: Duration) {
     let seconds = time.as_secs_f64();
     let bytes = |side: usize| {
-        (0..STREAM)
-            .map(|i| (HEAD + filling_size(side, i)) as u64)
+        (0..stream.0)
+            .map(|i| (HEAD + stream.filling_size(side, i)) as u64)
             .sum::<u64>()
     };
     let mut table = table(&["stream", "messages", "messages/s", "GB/s"]);
     for (side, way) in ["A to B", "B to A"].into_iter().enumerate() {
         table.row(vec![
             way.to_string(),
-            STREAM.to_string(),
-            format!("{:.0}", STREAM as f64 / seconds),
+            stream.0.to_string(),
+            format!("{:.0}", stream.0 as f64 / seconds),
             format!("{:.2}", bytes(side) as f64 / seconds / 1e9),
         ]);
     }
@@ -465,7 +509,7 @@ fn report(audit: &Audit, time: Duration) {
     let [p50, p99, p999] = audit.latencies().map(|tenths| tenths as f64 / 10.0);
     say(&format!(
         "one at a time, {} bytes, {SINGLE} there and back: one-way p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs",
-        HEAD + filling_size(0, STREAM),
+        HEAD + stream.filling_size(0, stream.0),
         p50 / 1e3,
         p99 / 1e3,
         p999 / 1e3

@@ -184,7 +184,8 @@ fn one_at_a_time(bench: &mut Bench, row: &mut Row, options: &Options) -> Result<
         SINGLE_MESSAGES
     };
     let length = length.unwrap_or(Length::Count(usual));
-    let raw = match remote {
+    let beside_tcp = remote && options.beside_tcp;
+    let raw = match beside_tcp {
         true => bench.raw_latency(REMOTE_MESSAGES, row.bytes.max(1))?,
         false => 0.0,
     };
@@ -193,7 +194,7 @@ fn one_at_a_time(bench: &mut Bench, row: &mut Row, options: &Options) -> Result<
     if let Some(percent) = relays {
         row.push("relays_percent", percent);
     }
-    if remote {
+    if beside_tcp {
         let raw = (raw + bench.raw_latency(REMOTE_MESSAGES, row.bytes.max(1))?) / 2.0;
         row.push("raw_tcp", raw);
         row.push("over_raw_tcp", typical / raw);
@@ -241,7 +242,9 @@ pub fn rates(options: &Options) -> Result<Report> {
         let copies = messages_by_size(1 << 29, *size);
         let copy_size = (*size).clamp(64, LARGEST_COPY);
         if options.way != Way::Local {
-            rows.push(run.rounds(*size, |bench, row| remote_stream(bench, row, length))?);
+            rows.push(run.rounds(*size, |bench, row| {
+                remote_stream(bench, row, length, options.beside_tcp)
+            })?);
             continue;
         }
         rows.push(run.rounds(*size, |bench, row| {
@@ -260,22 +263,27 @@ pub fn rates(options: &Options) -> Result<Report> {
 }
 
 /// A stream to another host, the bare connection beside it.
-fn remote_stream(bench: &mut Bench, row: &mut Row, length: Length) -> Result<()> {
+fn remote_stream(bench: &mut Bench, row: &mut Row, length: Length, beside_tcp: bool) -> Result<()> {
     let size = row.bytes.max(1);
     // Long enough that what fits into the socket's buffers does not count; each message is a system call.
     let pieces = (1 << 30) / (size as u64 + 4096);
-    let before = bench.raw_stream(pieces, size)?;
+    let mut raw = 0.0;
+    if beside_tcp {
+        raw = bench.raw_stream(pieces, size)?;
+    }
     let ((messages, rate), relays) =
         bench.with_relays_share(|bench| bench.stream(length, row.bytes))?;
     if let Some(percent) = relays {
         row.push("relays_percent", percent);
     }
-    let raw = (before + bench.raw_stream(pieces, size)?) / 2.0;
     row.iterations += messages;
     row.push("per_second", rate);
     row.push("bytes_per_second", rate * row.bytes as f64);
-    row.push("raw_tcp_per_second", raw);
-    row.push("over_raw_tcp_rate", rate / raw);
+    if beside_tcp {
+        let raw = (raw + bench.raw_stream(pieces, size)?) / 2.0;
+        row.push("raw_tcp_per_second", raw);
+        row.push("over_raw_tcp_rate", rate / raw);
+    }
     Ok(())
 }
 

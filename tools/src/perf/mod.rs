@@ -19,6 +19,7 @@ pub mod options;
 pub mod output;
 pub mod pictures;
 pub mod plot;
+pub mod rdma;
 pub mod remote;
 pub mod report;
 pub mod run;

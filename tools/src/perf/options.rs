@@ -35,6 +35,8 @@ pub struct Options {
     pub cpus: Option<[usize; 2]>,
     /// Capacity of each ring, bytes.
     pub capacity: u64,
+    /// Whether a bare TCP connection is measured beside a channel to another host.
+    pub beside_tcp: bool,
     /// Whether rounds are kept whose limits before and after differ.
     pub keep_all: bool,
 }

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tbus::config::{PemFiles, Security, parse_channels};
@@ -43,7 +43,7 @@ impl Between {
     /// At addresses where nobody listens: on loopback, or for RDMA of a device.
     pub fn new(security: Security, transport: Transport) -> Result<Between> {
         let ip = match transport {
-            Transport::Verbs => rdma_address()?,
+            Transport::Verbs => rdma_address()?.0,
             _ => LOOPBACK,
         };
         Ok(Between {
@@ -242,7 +242,11 @@ pub fn run_relay(file: &Path) -> Result<()> {
 
 /// A relay process, ended with this.
 #[derive(Debug)]
-pub struct Daemon(Child);
+pub struct Daemon {
+    child: Child,
+    /// Where it answers.
+    socket: PathBuf,
+}
 
 impl Daemon {
     /// Starts a relay for `host`.
@@ -270,12 +274,19 @@ impl Daemon {
             .arg(&file)
             .env("TBUS_SHM_DIR", scratch.join(format!("host{host}")));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-        Ok(Daemon(child))
+        let socket = scratch.join(format!("host{host}/tbus.1/tbusd-{}", host + 1));
+        Ok(Daemon { child, socket })
     }
 
     /// Its process.
     pub fn id(&self) -> u32 {
-        self.0.id()
+        self.child.id()
+    }
+
+    /// What its data goes by now; `None` while it is not connected.
+    pub fn transport(&self) -> Result<Option<String>> {
+        let status = crate::daemon::status::ask_at(&self.socket, "")?;
+        Ok(status["peers"][0]["transport"].as_str().map(str::to_owned))
     }
 
     /// Processor time that it has taken so far.
@@ -286,8 +297,8 @@ impl Daemon {
 
     /// Ends it as a crash would.
     pub fn kill(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

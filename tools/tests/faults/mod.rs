@@ -214,7 +214,7 @@ impl Field {
         make_ca(&ca, "test");
         let hosts = [1, 2].map(|node| {
             let mut host = Host::new(&scratch, node);
-            host.netns = Some(lan.names[node as usize - 1].clone());
+            host.run_within(&format!("ip netns exec {}", lan.names[node as usize - 1]));
             make_node(&ca, node, &host.place);
             host.write_secure_config(&format!("0.0.0.0:{PORT}"), setting.security, "");
             host.write_channels(&channels(&SIZES));

@@ -256,8 +256,8 @@ pub struct Host {
     pub place: PathBuf,
     pub node: u32,
     pub port: u16,
-    /// The network namespace that its relay and applications run in; `None`: the one of this test.
-    pub netns: Option<String>,
+    /// What stands before the commands of its relay and applications: how they get into a namespace, or what they are denied.
+    pub within: Vec<String>,
 }
 
 impl Host {
@@ -269,19 +269,24 @@ impl Host {
             place,
             node,
             port: free_port(),
-            netns: None,
+            within: Vec::new(),
         };
         host.write_config("tbusd.toml", node, host.port);
         host
     }
 
+    /// Sets [`within`](Self::within).
+    pub fn run_within(&mut self, words: &str) {
+        self.within = words.split_whitespace().map(str::to_owned).collect();
+    }
+
     /// A program on this host's network, with its maps.
     pub fn inside(&self, program: &Path) -> Command {
-        let mut command = match &self.netns {
+        let mut command = match self.within.split_first() {
             None => Command::new(program),
-            Some(name) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(program);
+            Some((first, others)) => {
+                let mut command = Command::new(first);
+                command.args(others).arg(program);
                 command
             }
         };

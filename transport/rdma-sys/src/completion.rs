@@ -245,10 +245,13 @@ impl CompletionQueue {
         }
     }
 
-    /// Hands out some of what is done, in order for each queue pair. How many: 0 if there is nothing.
+    /// So many completions are handed out at a time: if it was fewer, there are no more now.
+    pub const AT_ONCE: usize = 16;
+
+    /// Hands out some of what is done, in order for each queue pair. How many.
     #[inline]
     pub fn poll(&self, mut each: impl FnMut(Completion)) -> Result<usize> {
-        let mut entries = [const { MaybeUninit::<ibv_wc>::uninit() }; 16];
+        let mut entries = [const { MaybeUninit::<ibv_wc>::uninit() }; Self::AT_ONCE];
         // SAFETY: live, and of this device.
         let count = unsafe { self.0.data_path.poll_cq(self.0.raw(), &mut entries) };
         let Ok(count) = usize::try_from(count) else {

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, check, drop_it};
 use crate::library::{Verbs, text};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::os::raw::c_void;
 use std::ptr::{NonNull, null_mut};
@@ -93,6 +93,9 @@ pub enum EventKind {
     Disconnected,
     /// No packet of the connection can be under way any more.
     TimewaitExit,
+    /// The device goes away, and with it the connection, or whoever listens at an address of it. Not before all that there is of
+    /// it in this process is dropped: the kernel waits for that.
+    DeviceRemoved,
     /// It came to nothing, and why.
     Failed(String),
 }
@@ -164,6 +167,7 @@ impl EventChannel {
             rdma_cm_event_type::RDMA_CM_EVENT_REJECTED => EventKind::Rejected,
             rdma_cm_event_type::RDMA_CM_EVENT_DISCONNECTED => EventKind::Disconnected,
             rdma_cm_event_type::RDMA_CM_EVENT_TIMEWAIT_EXIT => EventKind::TimewaitExit,
+            rdma_cm_event_type::RDMA_CM_EVENT_DEVICE_REMOVAL => EventKind::DeviceRemoved,
             rdma_cm_event_type::RDMA_CM_EVENT_CONNECT_REQUEST => match NonNull::new(raw.id) {
                 Some(id) => {
                     key = Key(raw.listen_id.addr());
@@ -340,6 +344,17 @@ impl ConnectionId {
     pub fn local_port(&self) -> u16 {
         // SAFETY: live.
         u16::from_be(unsafe { self.cm().rdma_get_src_port(self.0.raw()) })
+    }
+
+    /// Whom a connection leads to, once that is known; where it was asked for, who asked.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        // SAFETY: live; the address is set before anybody is told of the connection, and is of the family that it says.
+        let storage = unsafe {
+            let address = &raw const (*self.0.raw()).route.addr.__bindgen_anon_2.dst_storage;
+            SockaddrStorage::from_raw(address.cast(), None)
+        }?;
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     }
 
     /// Looks for the device that leads to an address, from one of this host's if one is given.

@@ -5,11 +5,38 @@ use crate::connection::{ConnectionId, Id};
 use crate::error::{Error, Result, check_number};
 use crate::inline;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The device that a connection goes over, open for as long as this is there.
 #[derive(Clone, Debug)]
-pub struct Device(Arc<Id>);
+pub struct Device {
+    id: Arc<Id>,
+    failures: Arc<Failures>,
+    /// Those before concern others.
+    since: usize,
+}
+
+/// What an open device has said of failures that are not one queue pair's. It says so once, to whichever of this process's
+/// connections over it asks first.
+type Failures = Mutex<Vec<String>>;
+
+/// Those of the device which is open at this address. While it is open, somebody has them.
+fn failures_of(context: usize) -> Arc<Failures> {
+    static ALL: Mutex<Vec<(usize, Weak<Failures>)>> = Mutex::new(Vec::new());
+    let mut all = lock(&ALL);
+    all.retain(|(_, failures)| failures.strong_count() > 0);
+    let known = all.iter().find(|(other, _)| *other == context);
+    if let Some(failures) = known.and_then(|(_, failures)| failures.upgrade()) {
+        return failures;
+    }
+    let failures = Arc::new(Failures::default());
+    all.push((context, Arc::downgrade(&failures)));
+    failures
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What a device allows at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +78,19 @@ pub struct AsyncEvent {
 impl Device {
     /// The device that a connection was found to go over: once its address is resolved, or it was asked for.
     pub fn of(id: &ConnectionId) -> Result<Device> {
-        id.inner().context("the device")?;
-        Ok(Device(id.inner().clone()))
+        let context = id.inner().context("the device")?;
+        let failures = failures_of(context.addr().get());
+        let since = lock(&failures).len();
+        Ok(Device {
+            id: id.inner().clone(),
+            failures,
+            since,
+        })
     }
 
     fn context(&self) -> *mut ibv_context {
         // A connection that has a device keeps it.
-        self.0.raw_context()
+        self.id.raw_context()
     }
 
     /// Its name.
@@ -65,7 +98,7 @@ impl Device {
         // SAFETY: the device is open, and the name lives as long as it.
         unsafe {
             let device = (*self.context()).device;
-            crate::library::text(self.0.verbs.ib.ibv_get_device_name(device))
+            crate::library::text(self.id.verbs.ib.ibv_get_device_name(device))
         }
     }
 
@@ -82,7 +115,7 @@ impl Device {
         let mut attributes: ibv_device_attr = unsafe { std::mem::zeroed() };
         // SAFETY: the device is open, attributes are valid for writing.
         let result = unsafe {
-            self.0
+            self.id
                 .verbs
                 .ib
                 .ibv_query_device(self.context(), &raw mut attributes)
@@ -101,10 +134,10 @@ impl Device {
         // SAFETY: all zeros is valid for plain numbers.
         let mut port: verbs_port = unsafe { std::mem::zeroed() };
         // SAFETY: the device is open.
-        let result = unsafe { inline::query_port(self.context(), self.0.port(), &mut port) };
+        let result = unsafe { inline::query_port(self.context(), self.id.port(), &mut port) };
         check_number("ibv_query_port", result)?;
         // SAFETY: any number will do; the text is static.
-        let state = unsafe { self.0.verbs.ib.ibv_port_state_str(port.state) };
+        let state = unsafe { self.id.verbs.ib.ibv_port_state_str(port.state) };
         Ok(Port {
             active: port.state == ibv_port_state::IBV_PORT_ACTIVE,
             // SAFETY: a text of the library.
@@ -121,13 +154,19 @@ impl Device {
         unsafe { BorrowedFd::borrow_raw((*self.context()).async_fd) }
     }
 
+    /// Why what was made over the device is of no further use, if any connection of this process was told so since this is
+    /// there.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.failures).get(self.since).cloned()
+    }
+
     /// The next of them, without waiting. It may be about a queue pair of another connection over the device.
     pub fn next_async_event(&self) -> Result<Option<AsyncEvent>> {
         let fd = self.async_fd();
         crate::connection::without_waiting(fd)?;
         // SAFETY: all zeros is valid: null pointers.
         let mut event: ibv_async_event = unsafe { std::mem::zeroed() };
-        let ib = &self.0.verbs.ib;
+        let ib = &self.id.verbs.ib;
         // SAFETY: the device is open, event is valid for writing.
         if unsafe { ib.ibv_get_async_event(self.context(), &raw mut event) } != 0 {
             let error = Error::last("ibv_get_async_event");
@@ -143,11 +182,21 @@ impl Device {
         let text = unsafe { crate::library::text(ib.ibv_event_type_str(kind)) };
         // SAFETY: acknowledged once, and not used after.
         unsafe { ib.ibv_ack_async_event(&raw mut event) };
-        Ok(Some(AsyncEvent {
+        let event = AsyncEvent {
             text,
             queue_pair,
             fatal: is_fatal(kind),
-        }))
+        };
+        note(&self.failures, &event);
+        Ok(Some(event))
+    }
+}
+
+/// A queue pair fails alone. A completion queue that has lost something, or the device, fails everybody: who has that queue is not
+/// told here, and the next connection is soon made.
+fn note(failures: &Failures, event: &AsyncEvent) {
+    if event.fatal && event.queue_pair.is_none() {
+        lock(failures).push(event.text.clone());
     }
 }
 
@@ -174,4 +223,31 @@ fn is_fatal(kind: ibv_event_type) -> bool {
         ibv_event_type::IBV_EVENT_DEVICE_FATAL,
     ]
     .contains(&kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_connection_hears_fails_all() {
+        let event = |fatal, queue_pair| AsyncEvent {
+            text: "local catastrophic error".to_owned(),
+            queue_pair,
+            fatal,
+        };
+        let [one, other, elsewhere] = [0x1000, 0x1000, 0x2000].map(failures_of);
+        note(&one, &event(true, Some(17)));
+        note(&one, &event(false, None));
+        assert!(
+            lock(&other).is_empty(),
+            "a queue pair, or nothing of weight"
+        );
+        note(&one, &event(true, None));
+        assert_eq!(*lock(&other), ["local catastrophic error"]);
+        assert!(lock(&elsewhere).is_empty());
+        // Closed and opened again, at the same place as it happens.
+        drop((one, other));
+        assert!(lock(&failures_of(0x1000)).is_empty());
+    }
 }

@@ -94,6 +94,19 @@ impl Verbs {
         }
     }
 
+    /// Closes devices that have gone and of which nothing is left here, if there are others. librdmacm keeps a device open once it
+    /// was used, and looks only now and then whether it is still there; drivers such as soft-RoCE's wait for that. Where it
+    /// finds no device at all it does not look further (rdma-core 44).
+    pub fn forget_gone_devices(&self) {
+        let mut count = 0;
+        // SAFETY: count is valid for writing.
+        let all = unsafe { self.cm.rdma_get_devices(&raw mut count) };
+        if !all.is_null() {
+            // SAFETY: the library's list, given back once.
+            unsafe { self.cm.rdma_free_devices(all) };
+        }
+    }
+
     /// Whether RDMA can be used now: there is a device, the connection manager answers, and `bytes` of memory can be
     /// registered. The devices' names.
     pub fn probe(&'static self, bytes: u64) -> Result<Vec<String>, Unavailable> {
@@ -157,15 +170,34 @@ pub fn memlock(bytes: u64) -> Result<(), Unavailable> {
     if bytes <= limit || may_lock(&std::fs::read_to_string("/proc/thread-self/status")) {
         return Ok(());
     }
-    Err(Unavailable(locked_memory(bytes, limit)))
+    Err(Unavailable(locked_memory(bytes, 0, limit)))
 }
 
-/// What to say of it, and the mend.
-pub(crate) fn locked_memory(bytes: u64, limit: u64) -> String {
+/// What to say of it, and the mend. `registered` bytes are the device's already.
+pub(crate) fn locked_memory(bytes: u64, registered: u64, limit: u64) -> String {
+    let missing = (registered + bytes).saturating_sub(limit);
+    let besides = match registered {
+        0 => String::new(),
+        _ => format!(" besides {registered} that are"),
+    };
     format!(
-        "{bytes} bytes are to be registered, and this process may lock {limit} bytes of memory (RLIMIT_MEMLOCK). Allow more: \
-         LimitMEMLOCK=infinity in its systemd unit, or `ulimit -l unlimited` in the shell that starts it"
+        "{bytes} bytes are to be registered{besides}, and this process may lock {limit} bytes of memory (RLIMIT_MEMLOCK), \
+         {missing} too few. Allow more: LimitMEMLOCK=infinity in its systemd unit, or `ulimit -l unlimited` in the shell that \
+         starts it"
     )
+}
+
+/// Bytes that devices have of this process.
+pub(crate) fn registered() -> u64 {
+    pinned(&std::fs::read_to_string("/proc/thread-self/status"))
+}
+
+fn pinned(status: &std::io::Result<String>) -> u64 {
+    let kib = status.as_deref().ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("VmPin:"))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    });
+    kib.map_or(0, |kib: u64| kib << 10)
 }
 
 /// True with CAP_IPC_LOCK, for which the kernel knows no limit.
@@ -210,12 +242,30 @@ mod tests {
 
     #[test]
     fn memory_that_may_not_be_locked() {
-        let text = Unavailable(locked_memory(20_000_000, 8_388_608)).to_string();
+        let text = Unavailable(locked_memory(20_000_000, 0, 8_388_608)).to_string();
         assert!(
             text.starts_with("unavailable: 20000000 bytes are to be registered, and this process may lock 8388608"),
             "{text}"
         );
+        assert!(text.contains(" 11611392 too few"), "{text}");
         assert!(text.contains("LimitMEMLOCK=infinity"), "{text}");
+        let text = locked_memory(8192, 1_044_480, 1_048_576);
+        assert!(
+            text.starts_with("8192 bytes are to be registered besides 1044480 that are, and"),
+            "{text}"
+        );
+        assert!(text.contains(" 4096 too few"), "{text}");
+    }
+
+    #[test]
+    fn memory_that_devices_have() {
+        let status = |text: &str| pinned(&Ok(text.to_owned()));
+        assert_eq!(
+            status("VmLck:\t       0 kB\nVmPin:\t    1020 kB\nVmHWM:\t1 kB\n"),
+            1_044_480
+        );
+        assert_eq!(status("VmPin:\twhat\n"), 0);
+        assert_eq!(status(""), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::bindings::verbs::*;
 use crate::connection::{ConnectionId, Id};
 use crate::error::{Error, Result, check_number, drop_it};
-use crate::library::locked_memory;
+use crate::library::{locked_memory, registered};
 use nix::sys::resource::{Resource, getrlimit};
 use std::any::Any;
 use std::ptr::NonNull;
@@ -143,6 +143,12 @@ impl Region {
         unsafe { (*self.raw.as_ptr()).rkey }
     }
 
+    /// Where it is here.
+    pub(crate) fn address(&self) -> u64 {
+        // SAFETY: live.
+        unsafe { (*self.raw.as_ptr()).addr }.addr() as u64
+    }
+
     /// Bytes.
     pub fn length(&self) -> usize {
         self.length
@@ -175,7 +181,7 @@ fn refused(error: Error, length: usize) -> Error {
     match error.errno() {
         Some(libc::ENOMEM) => {
             let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
-            error.mend(locked_memory(length as u64, limit))
+            error.mend(locked_memory(length as u64, registered(), limit))
         }
         Some(libc::EFAULT | libc::EOPNOTSUPP) => {
             error.mend("files of a disk cannot be registered: rings must lie in tmpfs or hugetlbfs")

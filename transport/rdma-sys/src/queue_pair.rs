@@ -37,7 +37,7 @@ pub struct Limits {
     pub receives: u32,
     /// Bytes of a receive buffer.
     pub receive_size: u32,
-    /// Bytes of a notice at most.
+    /// Bytes of a notice at most, and of a write that is copied at once.
     pub inline: u32,
 }
 
@@ -323,8 +323,9 @@ impl QueuePair {
         if count > self.room() as usize {
             return Ok(None);
         }
+        let copied = self.copies(writes);
         for (i, write) in writes.iter().enumerate() {
-            self.set_write(i, write)?;
+            self.set_write(i, write, copied)?;
         }
         let last = count - 1;
         match notice {
@@ -355,7 +356,17 @@ impl QueuePair {
         Ok(Some(number))
     }
 
-    fn set_write(&mut self, i: usize, write: &Write<'_>) -> Result<()> {
+    /// True if such writes are copied when they are posted: their source is not looked at afterwards.
+    pub fn copies(&self, writes: &[Write<'_>]) -> bool {
+        matches!(writes, [one] if one.length <= self.limits.inline)
+    }
+
+    /// The last request that was signalled.
+    pub fn signalled(&self) -> u32 {
+        self.signalled
+    }
+
+    fn set_write(&mut self, i: usize, write: &Write<'_>, copied: bool) -> Result<()> {
         let end = write.offset.checked_add(u64::from(write.length));
         if end.is_none_or(|end| end > write.source.length() as u64) {
             let why = format!(
@@ -366,12 +377,17 @@ impl QueuePair {
             );
             return Err(Error::invalid("ibv_post_send", why));
         }
+        let mut work = request(ibv_wr_opcode::IBV_WR_RDMA_WRITE);
         self.parts[i] = ibv_sge {
             addr: write.offset,
             length: write.length,
             lkey: write.source.local_key(),
         };
-        let mut work = request(ibv_wr_opcode::IBV_WR_RDMA_WRITE);
+        if copied {
+            // The processor copies, so by its address.
+            self.parts[i].addr += write.source.address();
+            work.send_flags = ibv_send_flags::IBV_SEND_INLINE.0;
+        }
         work.num_sge = 1;
         work.wr.rdma.remote_addr = write.remote_offset;
         work.wr.rdma.rkey = write.remote_key;
@@ -409,7 +425,7 @@ impl QueuePair {
         }
         let mut bad = null_mut();
         // SAFETY: live; a list within `work`, with parts within `parts`. Inline bytes are valid for the call, which copies
-        // them; the others lie in regions, named by keys.
+        // them: a caller's slice, or part of a region, whose owner keeps it mapped. The others lie in regions, named by keys.
         let result = unsafe {
             self.raw
                 .data_path

@@ -4,6 +4,7 @@ use super::socket::Socket;
 use super::tcp::TcpLink;
 use super::verbs::VerbsLink;
 use super::{Event, Link, Quiesced, Remote};
+use crate::session::Nanos;
 use crate::wire::Control;
 use std::os::fd::{AsFd, BorrowedFd};
 use tbus::Region;
@@ -134,8 +135,8 @@ impl Link for AnyLink {
         of_either!(self, link => link.is_busy())
     }
 
-    fn gives_company(&self) -> bool {
-        of_either!(self, link => link.gives_company())
+    fn patience(&self) -> Nanos {
+        of_either!(self, link => link.patience())
     }
 
     fn quiesce(self) -> Quiesced {

@@ -17,6 +17,7 @@ pub mod verbs;
 
 pub use any::{AnyLink, Waits};
 
+use crate::session::{ACK_DELAY, Nanos};
 use crate::wire::Control;
 use tbus::Region;
 
@@ -110,9 +111,12 @@ pub trait Link {
     /// True if something accepted is not sent yet.
     fn is_busy(&self) -> bool;
 
-    /// True if a control record costs nothing now, since it goes along with what is sent anyway.
-    fn gives_company(&self) -> bool {
-        self.is_busy()
+    /// How long an acknowledgement is to wait for others: not at all if it goes along with what is sent anyway.
+    fn patience(&self) -> Nanos {
+        match self.is_busy() {
+            true => 0,
+            false => ACK_DELAY,
+        }
     }
 
     /// Ends the link.

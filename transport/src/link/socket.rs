@@ -7,6 +7,7 @@ use nix::sys::socket::{
 };
 use std::io::{self, IoSlice, Read, Write};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
@@ -323,9 +324,14 @@ impl Socket {
 fn send_ciphered(tls: &mut Session, stream: &TcpStream, gather: &Gather<'_>) -> io::Result<usize> {
     let mut socket = Raw(stream);
     tls.takes(&mut socket)?;
-    let mut stage = [0; STAGE];
+    let mut stage = [const { MaybeUninit::<u8>::uninit() }; STAGE];
     let mut filled = 0;
     let mut taken = 0;
+    let mut send = |stage: &[MaybeUninit<u8>]| {
+        // SAFETY: so many were filled.
+        let bytes = unsafe { std::slice::from_raw_parts(stage.as_ptr().cast::<u8>(), stage.len()) };
+        tls.send(bytes, &mut socket)
+    };
     for part in &gather.0.parts[..gather.0.count] {
         let mut done = 0;
         while done < part.iov_len && taken < MAX_STAGED {
@@ -333,17 +339,17 @@ fn send_ciphered(tls: &mut Session, stream: &TcpStream, gather: &Gather<'_>) -> 
             // SAFETY: valid for reading, as in `send_message`; if somebody writes the ring meanwhile, the copy is a mixture.
             unsafe {
                 let from = part.iov_base.cast::<u8>().add(done);
-                std::ptr::copy_nonoverlapping(from, stage[filled..].as_mut_ptr(), n);
+                std::ptr::copy_nonoverlapping(from, stage[filled..].as_mut_ptr().cast(), n);
             }
             (done, filled, taken) = (done + n, filled + n, taken + n);
             if filled == STAGE {
-                tls.send(&stage, &mut socket)?;
+                send(&stage)?;
                 filled = 0;
             }
         }
     }
     if filled > 0 {
-        tls.send(&stage[..filled], &mut socket)?;
+        send(&stage[..filled])?;
     }
     Ok(taken)
 }
@@ -356,6 +362,8 @@ fn receive_ciphered(
     scatter: &Scatter<'_>,
 ) -> io::Result<usize> {
     let mut socket = Raw(stream);
+    // Mostly in vain, so before the stage is made.
+    tls.look(&mut socket)?;
     let mut stage = [0; STAGE];
     let mut got = 0;
     for part in &scatter.0.parts[..scatter.0.count] {

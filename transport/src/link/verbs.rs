@@ -18,6 +18,7 @@
 
 use super::{Event, Link, Quiesced, Remote};
 use crate::BySlot;
+use crate::session::{ACK_DELAY_RDMA, Nanos};
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, MAX_CHUNK, Token};
 use crate::wire::{VERBS_BUFFERS as BUFFERS, VERBS_MESSAGE as MESSAGE, VERBS_PIECE as PIECE};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -40,8 +41,11 @@ const LIMITS: Limits = Limits {
     sends: 256,
     receives: BUFFERS,
     receive_size: 128,
-    inline: MESSAGE as u32,
+    inline: INLINE,
 };
+/// Writes of so many bytes are copied into the queue: a small message saves the card a look at the ring's memory, and is done at once.
+const INLINE: u32 = 192;
+
 /// If nothing of what is posted is done for so long, nothing will be.
 const STANDSTILL: Duration = Duration::from_millis(2500);
 /// Who is accepted or asks to be is heard within this time.
@@ -83,8 +87,34 @@ struct Mirror {
     room: u64,
     /// Epoch and position were heard.
     begun: bool,
-    /// What comes is dropped, since then.
-    detached: Option<Instant>,
+    /// What comes is dropped.
+    detached: bool,
+}
+
+/// Bytes of mirrors that the device has.
+#[derive(Debug, Default)]
+struct Mirrored {
+    attached: u64,
+    /// The most that were attached at a time.
+    most: u64,
+    detached: u64,
+}
+
+impl Mirrored {
+    fn attach(&mut self, bytes: u64) {
+        self.attached += bytes;
+        self.most = self.most.max(self.attached);
+    }
+
+    fn detach(&mut self, bytes: u64) {
+        self.attached -= bytes;
+        self.detached += bytes;
+    }
+
+    /// A peer that opens its rings over and over has no more memory pinned than twice what they need.
+    fn is_too_much(&self) -> bool {
+        self.detached > self.most
+    }
 }
 
 /// What is accepted and not posted yet.
@@ -97,8 +127,8 @@ enum Item {
 /// Ring bytes that the device may still read.
 #[derive(Clone, Copy, Debug)]
 struct Flying {
-    /// They are done with this request.
-    number: u32,
+    /// They are done with this request. None: they were copied.
+    number: Option<u32>,
     slot: u32,
     to: u64,
     length: u64,
@@ -148,6 +178,22 @@ impl Credit {
     }
 }
 
+/// Since when a device stands still: how much was done then, of more.
+#[derive(Debug, Default)]
+struct Standstill(Option<(u32, Instant)>);
+
+impl Standstill {
+    /// Of so much that was posted so much is done now. True if it will be no more.
+    fn for_long(&mut self, posted: u32, done: u32, now: Instant) -> bool {
+        match self.0 {
+            _ if posted == done => self.0 = None,
+            Some((before, since)) if before == done => return now - since > STANDSTILL,
+            _ => self.0 = Some((done, now)),
+        }
+        false
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct VerbsLink {
@@ -156,6 +202,9 @@ pub struct VerbsLink {
     queue: CompletionQueue,
     sources: Vec<Option<Source>>,
     mirrors: BySlot<Mirror>,
+    /// Mirrors that are detached and still have their memory, the oldest first.
+    detached: VecDeque<(Instant, u32)>,
+    mirrored: Mirrored,
     domain: ProtectionDomain,
     device: Device,
     id: ConnectionId,
@@ -169,11 +218,11 @@ pub struct VerbsLink {
     credit: Credit,
     /// The peer hears at once that data flows.
     greet: bool,
-    /// The last request that was posted, and the last that is done.
+    /// The last request that was posted, the last that reads a ring, and the last that is done, of those that are signalled.
     posted: u32,
+    reads: u32,
     done: u32,
-    /// Something was not done, and how much was, since then.
-    stands: Option<(u32, Instant)>,
+    stands: Standstill,
     outcomes: Vec<Outcome>,
     polls: u32,
     begun: Instant,
@@ -188,13 +237,22 @@ impl VerbsLink {
         let device = Device::of(&id)?;
         let domain = ProtectionDomain::new(&id)?;
         let queue = CompletionQueue::new(&id, LIMITS.sends + LIMITS.receives + 2)?;
-        let pair = QueuePair::new(&id, &domain, &queue, &queue, LIMITS)?;
+        let make = |limits| QueuePair::new(&id, &domain, &queue, &queue, limits);
+        let pair = make(LIMITS).or_else(|_| {
+            // Some devices copy less.
+            make(Limits {
+                inline: MESSAGE as u32,
+                ..LIMITS
+            })
+        })?;
         let now = Instant::now();
         Ok(VerbsLink {
             pair,
             queue,
             sources: Vec::new(),
             mirrors: BySlot::default(),
+            detached: VecDeque::new(),
+            mirrored: Mirrored::default(),
             domain,
             has_immediate: device.has_immediate(),
             device,
@@ -207,8 +265,9 @@ impl VerbsLink {
             credit: Credit::default(),
             greet: true,
             posted: 0,
+            reads: 0,
             done: 0,
-            stands: None,
+            stands: Standstill::default(),
             outcomes: Vec::new(),
             polls: 0,
             begun: now,
@@ -238,6 +297,12 @@ impl VerbsLink {
         }
     }
 
+    /// From now on as over a device without immediate data.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn send_messages_only(&mut self) {
+        self.has_immediate = false;
+    }
+
     /// Has whatever comes next wake who waits for the [`fds`](Self::fds). To be followed by a poll, since what came before does not.
     pub(super) fn arm(&mut self) {
         let armed = self.queue.take_wakeups().and_then(|_| self.queue.arm());
@@ -254,7 +319,7 @@ impl VerbsLink {
 
     /// True if nothing is posted whose end would wake.
     pub(super) fn is_idle(&self) -> bool {
-        self.posted == self.done && self.items.is_empty()
+        self.pair.signalled() == self.done && self.items.is_empty()
     }
 
     fn fail(&mut self, why: impl Into<String>) {
@@ -290,6 +355,10 @@ impl VerbsLink {
         if let Err(error) = taken {
             self.fail(error.to_string());
         }
+        // Whichever link was told.
+        if let Some(failure) = self.device.failure() {
+            self.fail(format!("the RDMA device says: {failure}"));
+        }
         self.look_at_deadlines(now);
     }
 
@@ -303,8 +372,7 @@ impl VerbsLink {
     fn take_async_events(&mut self) -> rdma::error::Result<()> {
         while let Some(event) = self.device.next_async_event()? {
             // Another link's queue pair fails what was posted there, so that one learns of it.
-            let ours = event.queue_pair.is_none_or(|n| n == self.pair.number());
-            if event.fatal && ours {
+            if event.fatal && event.queue_pair == Some(self.pair.number()) {
                 self.fail(format!("the RDMA device says: {}", event.text));
             }
         }
@@ -315,21 +383,17 @@ impl VerbsLink {
         if !self.established && now - self.begun > ESTABLISHED {
             self.fail("the RDMA connection was not established in time");
         }
-        match self.stands {
-            _ if self.posted == self.done => self.stands = None,
-            Some((done, since)) if done == self.done => {
-                if now - since > STANDSTILL {
-                    self.fail(format!(
-                        "the RDMA device has done nothing for {STANDSTILL:?}"
-                    ));
-                }
-            }
-            _ => self.stands = Some((self.done, now)),
+        if self.stands.for_long(self.pair.signalled(), self.done, now) {
+            self.fail(format!(
+                "the RDMA device has done nothing for {STANDSTILL:?}"
+            ));
         }
-        for mirror in self.mirrors.values_mut() {
-            if mirror.detached.is_some_and(|since| now - since > DETACHED) {
-                mirror.region = None;
-            }
+        while self
+            .detached
+            .front()
+            .is_some_and(|(since, _)| now - *since > DETACHED)
+        {
+            self.forget_detached();
         }
     }
 
@@ -338,6 +402,7 @@ impl VerbsLink {
             EventKind::Established => self.established = true,
             EventKind::Rejected => self.fail("the peer refuses the RDMA connection"),
             EventKind::Disconnected => self.fail("the peer has ended the RDMA connection"),
+            EventKind::DeviceRemoved => self.fail("the RDMA device goes away"),
             EventKind::Failed(why) => self.fail(format!("the RDMA connection failed: {why}")),
             EventKind::AddressResolved
             | EventKind::RouteResolved
@@ -387,7 +452,7 @@ impl VerbsLink {
         }
         let to_here = from + length;
         self.flying.push_back(Flying {
-            number: self.posted,
+            number: (self.reads == self.posted).then_some(self.posted),
             slot,
             to: to_here,
             length,
@@ -456,9 +521,15 @@ impl VerbsLink {
         notice: Notice<'_>,
         last: bool,
     ) -> Result<bool, String> {
-        match self.pair.post(writes, notice, last) {
+        let reads = !writes.is_empty() && !self.pair.copies(writes);
+        // What only copies has nothing to give back.
+        let owed = reads || self.reads.wrapping_sub(self.pair.signalled()).cast_signed() > 0;
+        match self.pair.post(writes, notice, last && owed) {
             Ok(Some(number)) => {
                 self.posted = number;
+                if reads {
+                    self.reads = number;
+                }
                 self.credit.used = self.credit.used.wrapping_add(1);
                 Ok(true)
             }
@@ -481,11 +552,17 @@ impl VerbsLink {
     }
 
     /// Requests up to `number` are done.
-    fn sent(&mut self, number: u32, events: &mut Vec<Event>) {
+    fn sent(&mut self, number: u32) {
         self.pair.done(number);
         self.done = number;
+    }
+
+    /// Tells what is read no more.
+    fn tell_done(&mut self, events: &mut Vec<Event>) {
+        let done = self.done;
+        let is_done = |number: u32| done.wrapping_sub(number).cast_signed() >= 0;
         while let Some(first) = self.flying.front()
-            && number.wrapping_sub(first.number) < 1 << 31
+            && first.number.is_none_or(is_done)
         {
             let Flying {
                 slot, to, length, ..
@@ -563,7 +640,7 @@ impl VerbsLink {
             ));
         }
         mirror.begun = true;
-        if mirror.detached.is_some() {
+        if mirror.detached {
             return Ok(());
         }
         let from = told.map_or(mirror.next, |data| data.position);
@@ -583,6 +660,15 @@ impl VerbsLink {
             _ => events.push(Event::Arrived { slot, to }),
         }
         Ok(())
+    }
+
+    /// Gives back the memory of the mirror that was detached first.
+    fn forget_detached(&mut self) {
+        if let Some((_, slot)) = self.detached.pop_front()
+            && let Some(region) = self.mirrors.get_mut(&slot).and_then(|m| m.region.take())
+        {
+            self.mirrored.detached -= region.length() as u64;
+        }
     }
 
     /// Gives back the memory of a detached source, unless the device may still read it. Slots are never used twice.
@@ -650,9 +736,10 @@ impl Link for VerbsLink {
             next: tail,
             room,
             begun: false,
-            detached: None,
+            detached: false,
         };
         self.mirrors.insert(slot, mirror);
+        self.mirrored.attach(ring.capacity());
         Ok(remote)
     }
 
@@ -670,9 +757,16 @@ impl Link for VerbsLink {
     }
 
     fn detach_mirror(&mut self, slot: u32) {
-        if let Some(mirror) = self.mirrors.get_mut(&slot) {
-            // What is under way must find its memory, or the link fails and with it all other rings.
-            mirror.detached.get_or_insert_with(Instant::now);
+        // What is under way must find its memory, or the link fails and with it all other rings.
+        if let Some(mirror) = self.mirrors.get_mut(&slot)
+            && !std::mem::replace(&mut mirror.detached, true)
+            && let Some(region) = &mirror.region
+        {
+            self.mirrored.detach(region.length() as u64);
+            self.detached.push_back((Instant::now(), slot));
+        }
+        while self.mirrored.is_too_much() {
+            self.forget_detached();
         }
     }
 
@@ -720,7 +814,7 @@ impl Link for VerbsLink {
             for outcome in outcomes.drain(..) {
                 match outcome {
                     _ if self.down.is_some() => {}
-                    Outcome::Sent(number) => self.sent(number, events),
+                    Outcome::Sent(number) => self.sent(number),
                     Outcome::Received(received) => match self.received(received, events) {
                         // Each costs time, however little it brings.
                         Ok(bytes) => taken += bytes.max(NOTICE),
@@ -732,10 +826,13 @@ impl Link for VerbsLink {
             }
             self.outcomes = outcomes;
             match polled {
-                Ok(0) => break,
-                Ok(_) => {}
+                Ok(CompletionQueue::AT_ONCE) => {}
+                Ok(_) => break,
                 Err(error) => self.fail(error.to_string()),
             }
+        }
+        if self.down.is_none() {
+            self.tell_done(events);
         }
         self.polls = self.polls.wrapping_add(1);
         if self.polls.is_multiple_of(POLLS) && self.down.is_none() {
@@ -757,8 +854,8 @@ impl Link for VerbsLink {
         self.down.is_none() && !self.items.is_empty()
     }
 
-    fn gives_company(&self) -> bool {
-        false // a message of its own, always
+    fn patience(&self) -> Nanos {
+        ACK_DELAY_RDMA // it is a message of its own, always
     }
 
     fn quiesce(mut self) -> Quiesced {
@@ -813,6 +910,23 @@ mod tests {
         assert!(credit.grant(11).is_err(), "more than was used");
         credit.grant(10).unwrap();
         assert_eq!(credit.available(), BUFFERS);
+    }
+
+    #[test]
+    fn a_device_that_stands_still() {
+        let begun = Instant::now();
+        let at = |milliseconds| begun + Duration::from_millis(milliseconds);
+        let mut stands = Standstill::default();
+        // Nothing to do for a long time is none.
+        assert!(!stands.for_long(7, 7, at(0)));
+        assert!(!stands.for_long(7, 7, at(9000)));
+        assert!(!stands.for_long(9, 7, at(9001)));
+        assert!(!stands.for_long(9, 7, at(11_000)));
+        // Slow is not still.
+        assert!(!stands.for_long(9, 8, at(11_400)));
+        assert!(!stands.for_long(12, 8, at(13_900)));
+        assert!(stands.for_long(12, 8, at(13_901)));
+        assert!(!stands.for_long(12, 12, at(13_902)));
     }
 
     #[test]

@@ -214,7 +214,8 @@ impl<N: Network> Relay<N> {
     }
 
     pub(super) fn take_news(&mut self, now: Nanos) -> bool {
-        let mut slots = Vec::new(); // allocates nothing while there is no news
+        let mut slots = std::mem::take(&mut self.with_news);
+        slots.clear();
         self.news
             .take(self.rings.news_slots(), |slot| slots.push(slot));
         for slot in &slots {
@@ -225,7 +226,9 @@ impl<N: Network> Relay<N> {
                 self.look_at(at, now);
             }
         }
-        !slots.is_empty()
+        let any = !slots.is_empty();
+        self.with_news = slots; // its room is used again
+        any
     }
 
     pub(super) fn look_at(&mut self, at: At, now: Nanos) {
@@ -306,8 +309,8 @@ impl<N: Network> Relay<N> {
             return;
         };
         if session.has_acks() {
-            let company = link.gives_company();
-            while let Some(control) = session.next_ack(now, company) {
+            let patience = link.patience();
+            while let Some(control) = session.next_ack(now, patience) {
                 link.control(control);
             }
         }

@@ -128,6 +128,8 @@ pub struct Relay<N: Network> {
     allowed: Vec<u32>,
     bus: Bus,
     news: NewsReader,
+    /// Whose news were taken last.
+    with_news: Vec<u32>,
     routes: Box<dyn Routes + Send>,
     network: N,
     peers: Vec<Peer<N>>,
@@ -160,6 +162,7 @@ impl<N: Network> Relay<N> {
             allowed: Vec::new(),
             bus,
             news,
+            with_news: Vec::new(),
             routes: Box::new(routes),
             network,
             peers: Vec::new(),

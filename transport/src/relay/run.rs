@@ -75,7 +75,7 @@ impl Relay<TcpNetwork> {
     pub fn sleep(&mut self, now: Nanos) {
         for peer in &mut self.peers {
             if let Some(link) = &mut peer.link {
-                while let Some(control) = peer.session.next_ack(now, true) {
+                while let Some(control) = peer.session.next_ack(now, 0) {
                     link.control(control);
                 }
                 link.kick();

@@ -116,6 +116,14 @@ impl Session {
         }
     }
 
+    /// Reads from the socket if nothing else is there. What is there may be nothing to [`receive`](Self::receive).
+    pub fn look(&mut self, socket: &mut (impl Read + Write)) -> io::Result<()> {
+        match self.has_received() {
+            true => Ok(()),
+            false => self.more(socket),
+        }
+    }
+
     /// Deciphered bytes, as many as there are room for; reads from the socket what is missing.
     pub fn receive(
         &mut self,

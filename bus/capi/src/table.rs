@@ -1,0 +1,190 @@
+//! The bus that the process is attached to, and its handles.
+//!
+//! A handle is a number: the low bits say which place of the table, the others how often that was used. So a call looks
+//! at one place, and a number whose handle was deleted is known as such, until its place was used half a million
+//! times more.
+
+use crate::codes::{self, Code};
+use crate::receiving::Receiving;
+use crate::sending::Sending;
+use bus::{Bus, Directory};
+use std::cell::UnsafeCell;
+use std::ffi::c_int;
+use std::ptr::null_mut;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering::*};
+
+const INDEX_BITS: u32 = 12;
+const PLACES: usize = 1 << INDEX_BITS;
+const USES: u32 = 1 << (31 - INDEX_BITS);
+
+/// A handle's two halves, which two threads may use at the same time.
+pub struct Open {
+    pub sending: UnsafeCell<Sending>,
+    pub receiving: UnsafeCell<Receiving>,
+}
+
+struct Place {
+    /// Its handle; 0 for a free one.
+    handle: AtomicI32,
+    open: AtomicPtr<Open>,
+}
+
+static TABLE: [Place; PLACES] = [const {
+    Place {
+        handle: AtomicI32::new(0),
+        open: AtomicPtr::new(null_mut()),
+    }
+}; PLACES];
+
+/// What calls share that are no core calls, behind [`LOCK`].
+struct Shared {
+    attached: Option<Attached>,
+    /// The last place given out, and how often each was.
+    last: usize,
+    uses: [u32; PLACES],
+}
+
+struct Attached {
+    bus: Bus,
+    key: u32,
+    process: u32,
+}
+
+struct Locked(UnsafeCell<Shared>);
+
+// SAFETY: accessed by `with` alone, behind LOCK.
+unsafe impl Sync for Locked {}
+
+static SHARED: Locked = Locked(UnsafeCell::new(Shared {
+    attached: None,
+    last: 0,
+    uses: [0; PLACES],
+}));
+
+/// Like the lock of tbus's own fork handlers: a mutex of the library may not be taken over a fork.
+static LOCK: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn lock() {
+    // Acquire: partner of the Release in unlock.
+    while LOCK.swap(true, Acquire) {
+        std::thread::yield_now();
+    }
+}
+
+extern "C" fn unlock() {
+    LOCK.store(false, Release); // partner: Acquire in lock
+}
+
+fn with<T>(act: impl FnOnce(&mut Shared) -> T) -> T {
+    static HANDLERS: Once = Once::new();
+    HANDLERS.call_once(|| {
+        // SAFETY: the functions are what pthread_atfork asks for and touch nothing but the lock.
+        unsafe { libc::pthread_atfork(Some(lock), Some(unlock), Some(unlock)) };
+    });
+    struct Unlock;
+    impl Drop for Unlock {
+        fn drop(&mut self) {
+            unlock();
+        }
+    }
+    lock();
+    let _unlock = Unlock; // also on a panic
+    // SAFETY: locked, so this is the only reference; what is passed in here never calls `with`.
+    act(unsafe { &mut *SHARED.0.get() })
+}
+
+/// Attaches the process to the bus with this key.
+pub fn attach(text: &str) -> Result<(), Code> {
+    let key = bus::parse_key(text).ok_or(codes::BAD_KEY)?;
+    let process = std::process::id();
+    let known = with(|shared| {
+        let attached = shared.attached.as_ref()?;
+        Some((attached.process == process, attached.key == key))
+    });
+    match known {
+        Some((true, true)) => return Ok(()),
+        Some((true, false)) => return Err(codes::ALREADY_INITIALIZED),
+        // What a forked child has of its parent's is of no use to it.
+        Some((false, _)) => detach(),
+        None => {}
+    }
+    let bus = Bus::attach_at(Directory::path_for_key(key))?;
+    let attached = Attached { bus, key, process };
+    with(|shared| shared.attached = Some(attached));
+    Ok(())
+}
+
+/// Ends all handles and the attachment.
+pub fn detach() {
+    for place in &TABLE {
+        close(place.handle.load(Acquire)); // partner: Release in open
+    }
+    // Dropped outside the lock.
+    drop(with(|shared| shared.attached.take()));
+}
+
+/// The bus.
+pub fn bus() -> Result<Bus, Code> {
+    with(|shared| match &shared.attached {
+        None => Err(codes::NOT_INITIALIZED),
+        Some(attached) if attached.process != std::process::id() => Err(codes::FORKED),
+        Some(attached) => Ok(attached.bus.clone()),
+    })
+}
+
+/// A new handle.
+pub fn open() -> Result<c_int, Code> {
+    let bus = bus()?;
+    let open = Box::new(Open {
+        sending: UnsafeCell::new(Sending::new(bus.clone())),
+        receiving: UnsafeCell::new(Receiving::new(bus)),
+    });
+    with(|shared| {
+        // From place to place, so that a number comes again as late as can be. Place 0 would give handle 0.
+        let after = |n: usize| (shared.last + n - 1) % (PLACES - 1) + 1;
+        let free = |at: &usize| TABLE[*at].handle.load(Relaxed) == 0;
+        let at = (1..PLACES).map(after).find(free);
+        let at = at.ok_or(codes::TOO_MANY_HANDLES)?;
+        shared.last = at;
+        shared.uses[at] = (shared.uses[at] + 1) % USES;
+        let handle = (shared.uses[at] << INDEX_BITS) as c_int | at as c_int;
+        TABLE[at].open.store(Box::into_raw(open), Relaxed); // published by the handle
+        TABLE[at].handle.store(handle, Release); // partner: Acquire in find
+        Ok(handle)
+    })
+}
+
+/// What a handle stands for.
+#[inline(always)]
+pub fn find(handle: c_int) -> Result<*const Open, Code> {
+    let place = &TABLE[handle as usize % PLACES];
+    // Acquire: partner of the Release in open. A free place has 0, one that is being freed -1.
+    if place.handle.load(Acquire) != handle || handle <= 0 {
+        return Err(no_handle());
+    }
+    Ok(place.open.load(Relaxed))
+}
+
+#[cold]
+fn no_handle() -> Code {
+    bus().err().unwrap_or(codes::BAD_HANDLE)
+}
+
+/// Ends a handle; false if there is no such.
+pub fn close(handle: c_int) -> bool {
+    let place = &TABLE[handle as usize % PLACES];
+    // AcqRel: as in open and find. Of two who end it one does.
+    let taken = handle > 0 && {
+        let taken = place.handle.compare_exchange(handle, -1, AcqRel, Relaxed);
+        taken.is_ok()
+    };
+    if taken {
+        let open = place.open.swap(null_mut(), Relaxed);
+        // SAFETY: made by Box::into_raw in `open`; nobody else has taken it, and no call of this handle is under way, by
+        // the thread rules.
+        drop(unsafe { Box::from_raw(open) });
+        place.handle.store(0, Release); // free: partner is Relaxed in open, behind the lock
+    }
+    taken
+}

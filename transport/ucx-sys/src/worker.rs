@@ -1,0 +1,485 @@
+//! Who moves things along: nothing is sent or received but in [`Worker::progress`].
+
+use crate::bindings::ucp::*;
+use crate::context::{self, Context, Mapped, Memory};
+use crate::endpoint::{Key, MESSAGES};
+use crate::error::{Error, Result, check};
+use crate::library::Ucx;
+use std::ffi::c_void;
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tracing::error;
+
+/// What is closed gets so long to end, where nobody else drives the worker any more.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who moves things along, for all endpoints that are made of it.
+#[derive(Debug)]
+pub struct Worker(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub context: Arc<context::Inner>,
+    raw: NonNull<ucp_worker>,
+    fd: RawFd,
+    /// Held during each call on the worker or an endpoint of it.
+    calls: Mutex<()>,
+    /// What UCX's callbacks reach.
+    pub told: Box<Told>,
+    /// What its owners have dropped, and UCX is not done with.
+    left: Mutex<Vec<Left>>,
+}
+
+/// What UCX tells in the course of a call.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// A [`Turn`], while there is one.
+    turn: AtomicPtr<c_void>,
+    /// Endpoints that have failed, and with which `ucs_status_t`.
+    pub failures: Mutex<Vec<(Key, i8)>>,
+}
+
+/// A [`Worker::progress`], to which messages go.
+struct Turn<'a> {
+    worker: &'a Arc<Inner>,
+    sink: &'a mut dyn FnMut(Arrival<'_>),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    pub request: Option<NonNull<c_void>>,
+    #[expect(dead_code, reason = "kept, not read")]
+    pub keeps: Keeps,
+    /// Of data that nobody wants.
+    pub description: Option<NonNull<c_void>>,
+    /// To be destroyed when the request is done.
+    pub keys: Vec<NonNull<ucp_rkey>>,
+}
+
+// SAFETY: the pointers are names of things of the worker, and used under its lock.
+unsafe impl Send for Left {}
+
+// SAFETY: calls take turns by the lock, which is what the worker is made for; what the callbacks reach has locks of its own.
+unsafe impl Send for Inner {}
+// SAFETY: as for Send.
+unsafe impl Sync for Inner {}
+
+/// What UCX reads for as long as an operation is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Keeps {
+    pub memory: Option<Arc<Mapped>>,
+    pub bytes: Box<[u8]>,
+}
+
+/// Something that has come. What it refers to is gone when the sink returns.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    /// From which endpoint of this worker's.
+    pub from: Key,
+    /// What goes before the data.
+    pub header: &'a [u8],
+    /// The data.
+    pub data: Received<'a>,
+}
+
+/// See [`Arrival`].
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// Here they are.
+    Bytes(&'a [u8]),
+    /// They are to be fetched.
+    Announced(Announced),
+}
+
+/// Data that the sender has announced. To drop it is to do without.
+pub struct Announced {
+    worker: Arc<Inner>,
+    description: NonNull<c_void>,
+    length: usize,
+}
+
+// SAFETY: a name of something of the worker, and used under its lock.
+unsafe impl Send for Announced {}
+
+impl fmt::Debug for Announced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Announced {}", self.length)
+    }
+}
+
+impl Inner {
+    pub fn ucx(&self) -> &'static Ucx {
+        self.context.ucx
+    }
+
+    /// For a call on the worker or an endpoint of it.
+    pub fn lock(&self) -> MutexGuard<'_, ()> {
+        locked(&self.calls)
+    }
+
+    pub fn raw(&self) -> ucp_worker_h {
+        self.raw.as_ptr()
+    }
+
+    pub fn leave(&self, left: Left) {
+        locked(&self.left).push(left);
+    }
+
+    fn progress_once(&self) -> bool {
+        // SAFETY: live, and the caller holds the lock, or is the last.
+        unsafe { self.ucx().ucp.ucp_worker_progress(self.raw()) != 0 }
+    }
+
+    /// Lets go of what UCX is done with.
+    fn tidy(&self) -> usize {
+        let ucp = &self.ucx().ucp;
+        let mut left = locked(&self.left);
+        left.retain_mut(|left| {
+            if let Some(request) = left.request {
+                // SAFETY: a request of this worker that is not freed yet.
+                if unsafe { ucp.ucp_request_check_status(request.as_ptr()) }
+                    == ucs_status_t::UCS_INPROGRESS
+                {
+                    return true;
+                }
+                // SAFETY: the same, and freed once.
+                unsafe { ucp.ucp_request_free(request.as_ptr()) };
+            }
+            if let Some(description) = left.description {
+                // SAFETY: live, released once.
+                unsafe { ucp.ucp_am_data_release(self.raw(), description.as_ptr()) };
+            }
+            for key in left.keys.drain(..) {
+                // SAFETY: live, destroyed once, and nothing is under way with it: its endpoint is closed.
+                unsafe { ucp.ucp_rkey_destroy(key.as_ptr()) };
+            }
+            false
+        });
+        left.len()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !self.ucx().is_own() {
+            return;
+        }
+        // Endpoints keep the worker, so they are closed, or about to be.
+        let begun = Instant::now();
+        while self.tidy() > 0 {
+            if begun.elapsed() > PATIENCE {
+                error!("UCX does not end a connection: its worker stays until this process ends");
+                // Nor may the memory go that it reads.
+                std::mem::take(&mut *locked(&self.left))
+                    .into_iter()
+                    .for_each(std::mem::forget);
+                std::mem::forget(self.context.clone());
+                return;
+            }
+            self.progress_once();
+        }
+        // SAFETY: live, and nothing of it is left.
+        unsafe { self.ucx().ucp.ucp_worker_destroy(self.raw()) };
+    }
+}
+
+impl Worker {
+    /// A new one.
+    pub fn new(context: &Context) -> Result<Worker> {
+        let (ucx, context) = (context.ucx(), context.0.clone());
+        // SAFETY: all zeros is valid: null pointers.
+        let mut params: ucp_worker_params_t = unsafe { std::mem::zeroed() };
+        params.field_mask =
+            u64::from(ucp_worker_params_field::UCP_WORKER_PARAM_FIELD_THREAD_MODE.0);
+        params.thread_mode = ucs_thread_mode_t::UCS_THREAD_MODE_SERIALIZED;
+        let mut raw = null_mut();
+        // SAFETY: the context is live, raw is valid for writing.
+        let status = unsafe {
+            ucx.ucp
+                .ucp_worker_create(context.raw(), &raw const params, &raw mut raw)
+        };
+        check(ucx, "ucp_worker_create", status)?;
+        let raw = NonNull::new(raw)
+            .ok_or_else(|| Error::invalid("ucp_worker_create", "it has made nothing"))?;
+        let mut worker = Inner {
+            context,
+            raw,
+            fd: -1,
+            calls: Mutex::new(()),
+            told: Box::default(),
+            left: Mutex::default(),
+        };
+        // SAFETY: live; fd is valid for writing.
+        let status = unsafe { ucx.ucp.ucp_worker_get_efd(raw.as_ptr(), &raw mut worker.fd) };
+        check(ucx, "ucp_worker_get_efd", status)?;
+        let params = ucp_am_handler_param_t {
+            field_mask: u64::from(
+                ucp_am_handler_param_field::UCP_AM_HANDLER_PARAM_FIELD_ID.0
+                    | ucp_am_handler_param_field::UCP_AM_HANDLER_PARAM_FIELD_CB.0
+                    | ucp_am_handler_param_field::UCP_AM_HANDLER_PARAM_FIELD_ARG.0,
+            ),
+            id: MESSAGES,
+            flags: 0,
+            cb: Some(message),
+            arg: (&raw const *worker.told).cast_mut().cast(),
+        };
+        // SAFETY: live; what the argument points to lives as long as the worker, and does not move.
+        let status = unsafe {
+            ucx.ucp
+                .ucp_worker_set_am_recv_handler(raw.as_ptr(), &raw const params)
+        };
+        check(ucx, "ucp_worker_set_am_recv_handler", status)?;
+        Ok(Worker(Arc::new(worker)))
+    }
+
+    /// Moves things along, and hands each message to `sink`, in which nothing of this worker may be called. A panic there ends the
+    /// process. True if there was anything to do.
+    pub fn progress(&self, sink: &mut dyn FnMut(Arrival<'_>)) -> bool {
+        let mut turn = Turn {
+            worker: &self.0,
+            sink,
+        };
+        let calls = self.0.lock();
+        self.0
+            .told
+            .turn
+            .store((&raw mut turn).cast(), Ordering::Relaxed);
+        let progressed = self.0.progress_once();
+        self.0.told.turn.store(null_mut(), Ordering::Relaxed);
+        self.0.tidy();
+        drop(calls);
+        progressed
+    }
+
+    /// Makes the [descriptor](Worker::fd) tell of what comes from now on. False if there is something already: call
+    /// [`progress`](Worker::progress), and do not sleep.
+    pub fn arm(&self) -> Result<bool> {
+        let _calls = self.0.lock();
+        // SAFETY: live.
+        match unsafe { self.0.ucx().ucp.ucp_worker_arm(self.0.raw()) } {
+            ucs_status_t::UCS_ERR_BUSY => Ok(false),
+            status => check(self.0.ucx(), "ucp_worker_arm", status).map(|()| true),
+        }
+    }
+
+    /// Readable when something has come since it was armed.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the worker's, open as long as it.
+        unsafe { BorrowedFd::borrow_raw(self.0.fd) }
+    }
+
+    /// The endpoints that are of no further use since the last look, and why.
+    pub fn failures(&self) -> Vec<(Key, Error)> {
+        let failures = std::mem::take(&mut *locked(&self.0.told.failures));
+        let why = |(key, status)| {
+            let status = ucs_status_t(status);
+            (key, Error::status(self.0.ucx(), "the connection", status))
+        };
+        failures.into_iter().map(why).collect()
+    }
+}
+
+/// UCX calls it for each message, in the course of `ucp_worker_progress` and of nothing else.
+unsafe extern "C" fn message(
+    told: *mut c_void,
+    header: *const c_void,
+    header_length: usize,
+    data: *mut c_void,
+    length: usize,
+    param: *const ucp_am_recv_param_t,
+) -> ucs_status_t {
+    // SAFETY: what the handler was set with, and the parameters, which live until this returns.
+    let (told, param) = unsafe { (&*told.cast_const().cast::<Told>(), &*param) };
+    let has = |bit: ucp_am_recv_attr_t| param.recv_attr & u64::from(bit.0) != 0;
+    let turn: *mut Turn<'_> = told.turn.load(Ordering::Relaxed).cast();
+    // SAFETY: what `progress` stored is there as long as it is stored, and this thread is in it.
+    let Some(turn) = (unsafe { turn.as_mut() }) else {
+        return ucs_status_t::UCS_OK; // a worker that ends: nobody listens
+    };
+    let bytes = |begin: *const c_void, length: usize| match begin.is_null() {
+        true => &[][..],
+        // SAFETY: the library has received so many bytes, which stay until this returns.
+        false => unsafe { std::slice::from_raw_parts(begin.cast::<u8>(), length) },
+    };
+    let from = match has(ucp_am_recv_attr_t::UCP_AM_RECV_ATTR_FIELD_REPLY_EP) {
+        true => Key::of(param.reply_ep),
+        false => Key::NONE,
+    };
+    let announced =
+        NonNull::new(data).filter(|_| has(ucp_am_recv_attr_t::UCP_AM_RECV_ATTR_FLAG_RNDV));
+    let (data, status) = match announced {
+        Some(description) => {
+            let worker = turn.worker.clone();
+            let announced = Announced {
+                worker,
+                description,
+                length,
+            };
+            // It stays until it is received or released.
+            (Received::Announced(announced), ucs_status_t::UCS_INPROGRESS)
+        }
+        None => (
+            Received::Bytes(bytes(data.cast_const(), length)),
+            ucs_status_t::UCS_OK,
+        ),
+    };
+    (turn.sink)(Arrival {
+        from,
+        header: bytes(header, header_length),
+        data,
+    });
+    status
+}
+
+impl Announced {
+    /// Bytes.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Fetches the data to a part of memory, which is to be as long as they are. Not to be called in the sink that it came to.
+    pub fn fetch(self, memory: &Memory, range: Range<usize>) -> Result<Operation> {
+        const CALL: &str = "ucp_am_recv_data_nbx";
+        let place = memory.0.part(CALL, &range)?;
+        if range.len() != self.length {
+            let why = format!("{} bytes are announced, not {}", self.length, range.len());
+            return Err(Error::invalid(CALL, why));
+        }
+        let worker = self.worker.clone();
+        // SAFETY: all zeros is valid: null pointers.
+        let mut params: ucp_request_param_t = unsafe { std::mem::zeroed() };
+        params.op_attr_mask = ucp_op_attr_t::UCP_OP_ATTR_FIELD_MEMH.0;
+        params.memh = memory.0.raw.as_ptr();
+        let calls = worker.lock();
+        // SAFETY: live; the place is in memory that the operation keeps. The description is used up by this.
+        let result = unsafe {
+            let this = std::mem::ManuallyDrop::new(self);
+            let result = worker.ucx().ucp.ucp_am_recv_data_nbx(
+                worker.raw(),
+                this.description.as_ptr(),
+                place.cast(),
+                range.len(),
+                &raw const params,
+            );
+            drop(std::ptr::read(&this.worker));
+            result
+        };
+        drop(calls);
+        let keeps = Keeps {
+            memory: Some(memory.0.clone()),
+            ..Keeps::default()
+        };
+        Operation::new(CALL, &worker, result, keeps)
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.worker.leave(Left {
+            description: Some(self.description),
+            ..Left::default()
+        });
+    }
+}
+
+/// Something under way. To drop it is to let it go on unseen.
+#[derive(Debug)]
+pub struct Operation(State);
+
+#[derive(Debug)]
+enum State {
+    Done,
+    UnderWay {
+        call: &'static str,
+        worker: Arc<Inner>,
+        request: NonNull<c_void>,
+        keeps: Keeps,
+    },
+}
+
+// SAFETY: the request is a name of something of the worker, and used under its lock.
+unsafe impl Send for Operation {}
+
+impl Operation {
+    /// Of what a call has returned.
+    pub(crate) fn new(
+        call: &'static str,
+        worker: &Arc<Inner>,
+        result: ucs_status_ptr_t,
+        keeps: Keeps,
+    ) -> Result<Operation> {
+        let status = result.addr() as isize;
+        match NonNull::new(result) {
+            None => Ok(Operation(State::Done)),
+            // As UCS_PTR_IS_ERR has it.
+            Some(_) if (-100..0).contains(&status) => Err(Error::status(
+                worker.ucx(),
+                call,
+                ucs_status_t(status as i8),
+            )),
+            Some(request) => Ok(Operation(State::UnderWay {
+                call,
+                worker: worker.clone(),
+                request,
+                keeps,
+            })),
+        }
+    }
+
+    /// None as long as it is under way. An error may come once, and `Ok` after it.
+    pub fn outcome(&mut self) -> Option<Result<()>> {
+        let State::UnderWay {
+            call,
+            worker,
+            request,
+            ..
+        } = &self.0
+        else {
+            return Some(Ok(()));
+        };
+        let ucx = worker.ucx();
+        let calls = worker.lock();
+        // SAFETY: a request of the worker that is not freed yet.
+        let status = unsafe { ucx.ucp.ucp_request_check_status(request.as_ptr()) };
+        if status == ucs_status_t::UCS_INPROGRESS {
+            return None;
+        }
+        // SAFETY: the same, and freed once.
+        unsafe { ucx.ucp.ucp_request_free(request.as_ptr()) };
+        let result = check(ucx, call, status);
+        drop(calls);
+        let State::UnderWay { worker, .. } = std::mem::replace(&mut self.0, State::Done) else {
+            unreachable!("it was under way");
+        };
+        // After the lock, for it may be the last.
+        drop(worker);
+        Some(result)
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        if let State::UnderWay {
+            worker,
+            request,
+            keeps,
+            ..
+        } = &mut self.0
+        {
+            worker.leave(Left {
+                request: Some(*request),
+                keeps: std::mem::take(keeps),
+                ..Left::default()
+            });
+        }
+    }
+}
