@@ -707,6 +707,12 @@ impl Session {
         }
     }
 
+    /// When the next acknowledgement will have waited for `patience`.
+    pub fn ack_due(&self, patience: Nanos) -> Option<Nanos> {
+        let &(since, _) = self.acks.front()?;
+        Some(if since == 0 { 0 } else { since + patience })
+    }
+
     /// True if acknowledgements wait.
     pub fn has_acks(&self) -> bool {
         !self.acks.is_empty()

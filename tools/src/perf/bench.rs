@@ -40,7 +40,12 @@ struct Chunks {
     length: Length,
     begun: Instant,
     done: u64,
+    /// The last job, and how long its messages took: jobs grow until they are long enough to tell the speed.
+    last: (u64, Duration),
 }
+
+/// A job that takes so long tells the speed.
+const TELLING: Duration = Duration::from_millis(50);
 
 impl Chunks {
     fn new(length: Length) -> Chunks {
@@ -48,32 +53,37 @@ impl Chunks {
             length,
             begun: Instant::now(),
             done: 0,
+            last: (25, Duration::ZERO),
         }
     }
-}
-
-impl Iterator for Chunks {
-    type Item = u64;
 
     /// Messages of the next job.
     fn next(&mut self) -> Option<u64> {
         let next = match self.length {
             Length::Count(count) => (count - self.done).min(LARGEST_CHUNK),
-            // To learn the speed.
-            Length::Time(_) if self.done == 0 => 100,
             Length::Time(time) => {
-                let elapsed = self.begun.elapsed();
-                let speed = self.done as f64 / elapsed.as_secs_f64();
-                match time.saturating_sub(elapsed) {
+                let left = time.saturating_sub(self.begun.elapsed());
+                let (count, took) = self.last;
+                match took < TELLING {
                     // Not worth the start of a job.
-                    left if left < time / 20 => 0,
-                    left => (speed * left.as_secs_f64().min(0.1)).clamp(1.0, LARGEST_CHUNK as f64)
-                        as u64,
+                    _ if left < time / 20 => 0,
+                    true => (4 * count).min(LARGEST_CHUNK),
+                    false => {
+                        let speed = count as f64 / took.as_secs_f64();
+                        (speed * left.as_secs_f64().min(0.1)).clamp(1.0, LARGEST_CHUNK as f64)
+                            as u64
+                    }
                 }
             }
         };
         self.done += next;
+        self.last.0 = next;
         (next > 0).then_some(next)
+    }
+
+    /// The messages of the last job took so long.
+    fn took(&mut self, ns: f64) {
+        self.last.1 = Duration::from_nanos(ns as u64);
     }
 }
 
@@ -189,13 +199,19 @@ impl Bench {
             Length::Count(_) => length,
             Length::Time(_) => length.part(2),
         };
+        self.meet(size)?;
         let mut blocks = Vec::new();
-        for count in Chunks::new(length) {
-            blocks.extend(self.round_trips(count, BLOCK, size)?);
+        let mut chunks = Chunks::new(length);
+        while let Some(count) = chunks.next() {
+            let some = self.round_trips(count, BLOCK, size)?;
+            chunks.took(self.clock.ns(some.iter().sum()));
+            blocks.extend(some);
         }
         let mut times = Times::default();
-        for count in Chunks::new(length) {
+        let mut chunks = Chunks::new(length);
+        while let Some(count) = chunks.next() {
             let single = self.round_trips(count, 1, size)?;
+            chunks.took(self.clock.ns(single.iter().sum()));
             self.record(&single, &mut times);
         }
         Ok((times, self.typical(&blocks)))
@@ -220,9 +236,11 @@ impl Bench {
 
     /// Messages that were sent, and how many a second, from the first send to the acknowledgement of the last.
     pub fn stream(&mut self, length: Length, size: usize) -> Result<(u64, f64)> {
+        self.meet(size)?;
         let payload = vec![1; size];
         let (mut messages, mut ns) = (0, 0.0);
-        for count in Chunks::new(length) {
+        let mut chunks = Chunks::new(length);
+        while let Some(count) = chunks.next() {
             self.worker.start_job(Job::Sink { count, size })?;
             self.end.connect()?;
             let begun = ticks();
@@ -230,11 +248,21 @@ impl Bench {
                 self.end.send(&payload)?;
             }
             self.end.take()?;
-            ns += self.clock.ns(ticks() - begun);
+            let took = self.clock.ns(ticks() - begun);
+            chunks.took(took);
+            ns += took;
             messages += count;
             self.worker.done()?;
         }
         Ok((messages, messages as f64 * 1e9 / ns))
+    }
+
+    /// Lets the relays find each other, which takes a while and is not what is measured.
+    fn meet(&mut self, size: usize) -> Result<()> {
+        match self.end.raw {
+            Some(_) => self.round_trips(1, 1, size).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Median one-way time of `size` bytes over the bare connection, ns, after a tenth as warm-up.
@@ -295,7 +323,8 @@ mod tests {
     #[test]
     fn jobs_add_up_to_the_count() {
         for count in [1, 2, LARGEST_CHUNK, 3 * LARGEST_CHUNK + 7] {
-            let jobs: Vec<_> = Chunks::new(Length::Count(count)).collect();
+            let mut chunks = Chunks::new(Length::Count(count));
+            let jobs: Vec<_> = std::iter::from_fn(|| chunks.next()).collect();
             assert_eq!(jobs.iter().sum::<u64>(), count);
             assert!(jobs.iter().all(|job| *job <= LARGEST_CHUNK));
         }
@@ -304,9 +333,16 @@ mod tests {
     #[test]
     fn jobs_end_with_their_time() {
         let begun = Instant::now();
-        for job in Chunks::new(Length::Time(Duration::from_millis(50))) {
-            std::thread::sleep(Duration::from_micros(job));
+        let mut chunks = Chunks::new(Length::Time(Duration::from_millis(150)));
+        let mut jobs = Vec::new();
+        while let Some(job) = chunks.next() {
+            std::thread::sleep(Duration::from_micros(10 * job));
+            chunks.took(10_000.0 * job as f64);
+            jobs.push(job);
         }
-        assert!(begun.elapsed() >= Duration::from_millis(45));
+        assert!(begun.elapsed() >= Duration::from_millis(140));
+        // They grow until one takes 50 ms, and then take 100 ms, or what is left.
+        assert_eq!(jobs[..4], [100, 400, 1600, 6400]);
+        assert!(jobs[4..].iter().all(|job| *job <= 10_000), "{jobs:?}");
     }
 }

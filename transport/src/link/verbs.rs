@@ -224,6 +224,8 @@ pub struct VerbsLink {
     done: u32,
     stands: Standstill,
     outcomes: Vec<Outcome>,
+    /// The next request tells when it is done, so that a device which stands still is noticed.
+    probe: bool,
     polls: u32,
     begun: Instant,
     looked: Instant,
@@ -238,12 +240,13 @@ impl VerbsLink {
         let domain = ProtectionDomain::new(&id)?;
         let queue = CompletionQueue::new(&id, LIMITS.sends + LIMITS.receives + 2)?;
         let make = |limits| QueuePair::new(&id, &domain, &queue, &queue, limits);
-        let pair = make(LIMITS).or_else(|_| {
+        let pair = make(LIMITS).or_else(|error| match error.errno() {
             // Some devices copy less.
-            make(Limits {
+            Some(libc::EINVAL | libc::ENOMEM) => make(Limits {
                 inline: MESSAGE as u32,
                 ..LIMITS
-            })
+            }),
+            _ => Err(error),
         })?;
         let now = Instant::now();
         Ok(VerbsLink {
@@ -269,6 +272,7 @@ impl VerbsLink {
             done: 0,
             stands: Standstill::default(),
             outcomes: Vec::new(),
+            probe: true,
             polls: 0,
             begun: now,
             looked: now,
@@ -383,6 +387,7 @@ impl VerbsLink {
         if !self.established && now - self.begun > ESTABLISHED {
             self.fail("the RDMA connection was not established in time");
         }
+        self.probe = true;
         if self.stands.for_long(self.pair.signalled(), self.done, now) {
             self.fail(format!(
                 "the RDMA device has done nothing for {STANDSTILL:?}"
@@ -524,7 +529,11 @@ impl VerbsLink {
         let reads = !writes.is_empty() && !self.pair.copies(writes);
         // What only copies has nothing to give back.
         let owed = reads || self.reads.wrapping_sub(self.pair.signalled()).cast_signed() > 0;
-        match self.pair.post(writes, notice, last && owed) {
+        if !owed {
+            self.reads = self.pair.signalled(); // so that it never lags by half of all numbers
+        }
+        let signalled = (last && owed) || std::mem::take(&mut self.probe);
+        match self.pair.post(writes, notice, signalled) {
             Ok(Some(number)) => {
                 self.posted = number;
                 if reads {
@@ -540,13 +549,15 @@ impl VerbsLink {
 
     /// Posts what there is credit and room for.
     fn post_all(&mut self) -> Result<(), String> {
+        if self.greet && self.credit.available() > 0 && self.post_message(&[], None, true)? {
+            self.greet = false;
+        }
         while self.credit.available() > 1
             && let Some(item) = self.items.front().copied()
             && self.post_item(item)?
         {}
-        let due = self.greet || self.credit.untold() >= BUFFERS / 2;
-        if due && self.credit.available() > 0 && self.post_message(&[], None, true)? {
-            self.greet = false;
+        if self.credit.untold() >= BUFFERS / 2 && self.credit.available() > 0 {
+            self.post_message(&[], None, true)?;
         }
         Ok(())
     }

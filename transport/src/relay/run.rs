@@ -73,18 +73,19 @@ impl Relay<TcpNetwork> {
 
     /// Waits until something may have happened, at most 100 ms.
     pub fn sleep(&mut self, now: Nanos) {
-        for peer in &mut self.peers {
-            if let Some(link) = &mut peer.link {
-                while let Some(control) = peer.session.next_ack(now, 0) {
-                    link.control(control);
-                }
-                link.kick();
-            }
+        let mut until = now + tbus::LONGEST_SLEEP.as_nanos() as Nanos;
+        for p in 0..self.peers.len() {
+            self.flush(p, now);
+            let peer = &self.peers[p];
+            let due = peer
+                .link
+                .as_ref()
+                .and_then(|link| peer.session.ack_due(link.patience()));
+            until = until.min(due.unwrap_or(until));
         }
         if !self.news.announce_sleep(self.rings.news_slots()) {
             return;
         }
-        let mut until = now + tbus::LONGEST_SLEEP.as_nanos() as Nanos;
         for p in 0..self.peers.len() {
             // What came before it was armed does not wake.
             if let Some(link) = &mut self.peers[p].link
