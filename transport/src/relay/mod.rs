@@ -29,8 +29,10 @@ use std::collections::{HashMap, HashSet};
 use tbus::grm::{Grm, Route};
 use tbus::{Bus, NewsReader, Uuid};
 
-/// Between two looks at everything that is not the data path.
-const SLOW: Nanos = 100_000;
+/// Between two looks at everything that is not the data path: some system calls for each peer.
+const SLOW: Nanos = 1_000_000;
+/// The same if there was something at the last one.
+const SOON: Nanos = 100_000;
 /// Bytes that one peer may bring before the next one's turn.
 const BUDGET: usize = 1 << 18;
 /// Bytes of one ring that are appended before the next one's turn.
@@ -264,8 +266,9 @@ impl<N: Network> Relay<N> {
             busy |= self.poll_link(p, now);
         }
         if now >= self.slow_due {
-            self.slow_due = now + SLOW;
-            busy |= self.slow(now);
+            let any = self.slow(now);
+            self.slow_due = now + if any { SOON } else { SLOW };
+            busy |= any;
         }
         busy
     }

@@ -237,7 +237,7 @@ impl Sim {
             while self.hosts[host].bus.gcim().version() == version {
                 std::thread::yield_now();
             }
-            self.world.advance(self.now() + 200_000);
+            self.world.advance(self.now() + 2_000_000);
             self.step(host)?;
             let deleted = deleting.join().expect("a manager");
             deleted.map_err(|e| format!("deleting: {e}"))
