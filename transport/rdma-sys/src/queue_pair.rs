@@ -268,6 +268,10 @@ impl QueuePair {
             receive_queue: receive_queue.clone(),
             _domain: domain.inner().clone(),
         };
+        // Both stay where they are.
+        for (work, part) in this.work.iter_mut().zip(&mut this.parts) {
+            work.sg_list = part;
+        }
         for buffer in 0..limits.receives {
             this.post_receive(buffer, false)?;
         }
@@ -334,7 +338,7 @@ impl QueuePair {
             Notice::Immediate(number) => {
                 if immediate_alone {
                     // Of no bytes, so nothing of it is looked at.
-                    self.work[last] = request(ibv_wr_opcode::IBV_WR_RDMA_WRITE);
+                    self.request(last, ibv_wr_opcode::IBV_WR_RDMA_WRITE);
                 }
                 self.work[last].opcode = ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM;
                 self.work[last].__bindgen_anon_1.imm_data = number.to_be();
@@ -377,7 +381,13 @@ impl QueuePair {
             );
             return Err(Error::invalid("ibv_post_send", why));
         }
-        let mut work = request(ibv_wr_opcode::IBV_WR_RDMA_WRITE);
+        let work = self.request(i, ibv_wr_opcode::IBV_WR_RDMA_WRITE);
+        work.num_sge = 1;
+        work.wr.rdma.remote_addr = write.remote_offset;
+        work.wr.rdma.rkey = write.remote_key;
+        if copied {
+            work.send_flags = ibv_send_flags::IBV_SEND_INLINE.0;
+        }
         self.parts[i] = ibv_sge {
             addr: write.offset,
             length: write.length,
@@ -386,13 +396,17 @@ impl QueuePair {
         if copied {
             // The processor copies, so by its address.
             self.parts[i].addr += write.source.address();
-            work.send_flags = ibv_send_flags::IBV_SEND_INLINE.0;
         }
-        work.num_sge = 1;
-        work.wr.rdma.remote_addr = write.remote_offset;
-        work.wr.rdma.rkey = write.remote_key;
-        self.work[i] = work;
         Ok(())
+    }
+
+    /// Request `i`, of no data. What stands there of an earlier one and is not set is not looked at.
+    fn request(&mut self, i: usize, opcode: ibv_wr_opcode) -> &mut ibv_send_wr {
+        let work = &mut self.work[i];
+        work.opcode = opcode;
+        work.send_flags = 0;
+        work.num_sge = 0;
+        work
     }
 
     fn set_send(&mut self, i: usize, bytes: &[u8]) -> Result<()> {
@@ -405,24 +419,21 @@ impl QueuePair {
             length: bytes.len() as u32,
             lkey: 0,
         };
-        let mut work = request(ibv_wr_opcode::IBV_WR_SEND);
+        let work = self.request(i, ibv_wr_opcode::IBV_WR_SEND);
         work.num_sge = i32::from(!bytes.is_empty());
         work.send_flags = ibv_send_flags::IBV_SEND_INLINE.0;
-        self.work[i] = work;
         Ok(())
     }
 
     /// Posts the first `count` requests of `work`.
     fn post_chain(&mut self, count: usize) -> Result<()> {
-        for i in 0..count {
-            self.work[i].sg_list = &raw mut self.parts[i];
-            self.work[i].next = null_mut();
-        }
         let base = self.work.as_mut_ptr();
         for i in 1..count {
             // SAFETY: both in `work`.
             unsafe { (*base.add(i - 1)).next = base.add(i) };
         }
+        // SAFETY: in `work`.
+        unsafe { (*base.add(count - 1)).next = null_mut() };
         let mut bad = null_mut();
         // SAFETY: live; a list within `work`, with parts within `parts`. Inline bytes are valid for the call, which copies
         // them: a caller's slice, or part of a region, whose owner keeps it mapped. The others lie in regions, named by keys.
@@ -514,7 +525,9 @@ impl QueuePair {
         // That to send is posted after: before, a queue pair that was never connected would not take it.
         let mut id = self.work_id(false, self.posted);
         id.last = true;
-        let mut work = request(ibv_wr_opcode::IBV_WR_RDMA_WRITE);
+        // SAFETY: all zeros is valid: null pointers and numbers.
+        let mut work: ibv_send_wr = unsafe { std::mem::zeroed() };
+        work.opcode = ibv_wr_opcode::IBV_WR_RDMA_WRITE;
         work.wr_id = id.encode();
         work.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
         let mut bad = null_mut();
@@ -555,12 +568,4 @@ impl QueuePair {
         self.raw.id.verbs.own("ibv_destroy_qp")?;
         self.raw.destroy()
     }
-}
-
-/// A request without data. Nothing of it is looked at that is not set.
-fn request(opcode: ibv_wr_opcode) -> ibv_send_wr {
-    // SAFETY: all zeros is valid: null pointers and numbers.
-    let mut work: ibv_send_wr = unsafe { std::mem::zeroed() };
-    work.opcode = opcode;
-    work
 }

@@ -596,20 +596,25 @@ impl VerbsLink {
 
     /// A notice has come. Returns of how many bytes.
     fn received(&mut self, received: Received, events: &mut Vec<Event>) -> Result<usize, String> {
-        let immediate = received.immediate;
+        // The other side's RTU may be late, or lost.
+        self.established = true;
+        self.credit.reposted = self.credit.reposted.wrapping_add(1);
+        let Some(number) = received.immediate else {
+            return self.message(received, events);
+        };
+        self.pair.repost(received).map_err(|e| e.to_string())?;
+        let (slot, length) = (number >> 16, u64::from(number as u16) * 8);
+        self.arrived(slot, None, length, events)?;
+        Ok(length as usize)
+    }
+
+    /// The same for a message.
+    fn message(&mut self, received: Received, events: &mut Vec<Event>) -> Result<usize, String> {
         let mut message = [0; MESSAGE];
         let bytes = self.pair.bytes(&received);
         let length = bytes.len();
         message[..length.min(MESSAGE)].copy_from_slice(&bytes[..length.min(MESSAGE)]);
         self.pair.repost(received).map_err(|e| e.to_string())?;
-        self.credit.reposted = self.credit.reposted.wrapping_add(1);
-        // The other side's RTU may be late, or lost.
-        self.established = true;
-        if let Some(number) = immediate {
-            let (slot, length) = (number >> 16, u64::from(number as u16) * 8);
-            self.arrived(slot, None, length, events)?;
-            return Ok(length as usize);
-        }
         let (credit, header) = message.split_at(CREDIT);
         let credit = credit.try_into().expect("it is so long");
         if length == CREDIT || length == MESSAGE {
