@@ -5,6 +5,7 @@ use crate::directory::Directory;
 use crate::error::{Error, Result, TryRecvError};
 use crate::fair::FairReceiver;
 use crate::gcim::{ChannelEntry, Gcim};
+use crate::ready_fd::ReadyFd;
 use crate::receiver::{Message, Receiver};
 use crate::ring_file::{Ring, Uuid};
 use crate::sender::Sender;
@@ -167,6 +168,11 @@ impl Endpoint {
     /// Its address.
     pub fn address(&self) -> Address {
         self.address
+    }
+
+    /// The bus that it is on.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
     }
 
     /// The other ends of its channels, in the order of the map.
@@ -341,6 +347,18 @@ impl Incoming {
                 return Err(TryRecvError::Empty);
             }
         }
+    }
+
+    /// After a look that found nothing: makes `ready` unreadable until there is a message, or another map.
+    pub fn arm(&self, ready: &ReadyFd) {
+        let rings = self.fair.usable().map(Receiver::ring);
+        ready.arm(rings, &self.endpoint.bus, self.endpoint.version);
+    }
+
+    /// The bytes that all its rings hold.
+    pub fn capacity(&self) -> u64 {
+        let rings = self.fair.receivers().iter().map(Receiver::ring);
+        rings.map(|ring| ring.header().capacity).sum()
     }
 
     /// The senders' addresses, in no order.

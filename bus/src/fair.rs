@@ -156,7 +156,7 @@ impl FairReceiver {
     }
 
     /// Those that have not failed: a damaged ring's word may be changed for ever, and must not keep the rest awake.
-    fn usable(&self) -> impl Iterator<Item = &Receiver> {
+    pub(crate) fn usable(&self) -> impl Iterator<Item = &Receiver> {
         let all = self.receivers.iter().zip(&self.out);
         all.filter(|(_, out)| !**out).map(|(receiver, _)| receiver)
     }

@@ -1,7 +1,7 @@
 //! `tbus.Bus` and `tbus.Endpoint`.
 
 use crate::errors::{self, AddressError};
-use crate::held::Source;
+use crate::held::{Held, Source};
 use crate::receiver::Receiver;
 use crate::sender::Sender;
 use pyo3::exceptions::PyTypeError;
@@ -185,9 +185,11 @@ impl Endpoint {
                     Some(peer) => Ok(Source::One(endpoint.receiver(peer)?, peer)),
                     None => Ok(Source::All(endpoint.clone().incoming()?)),
                 }
+                .map(|source| (source, endpoint.bus().clone()))
             })
         });
-        Ok(Receiver::new(source?, self.template))
+        let (source, bus) = source?;
+        Ok(Receiver::new(Held::new(source, bus), self.template))
     }
 
     /// Lets go of it. Senders and receivers go on. Closing twice is no error.

@@ -57,6 +57,14 @@ pub fn of_recv(error: TryRecvError) -> PyErr {
     }
 }
 
+/// What the operating system refused.
+pub fn of_system(error: &std::io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(number) => SystemFailed::new_err((number, error.to_string())),
+        None => SystemFailed::new_err(error.to_string()),
+    }
+}
+
 /// A text that is no address.
 pub fn of_address(error: &BadAddress) -> PyErr {
     AddressError::new_err(error.to_string())

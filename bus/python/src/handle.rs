@@ -4,18 +4,21 @@
 
 use crate::errors;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use std::os::fd::AsRawFd;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// The longest wait without a look for signals, which a sleep in the bus does not exceed either.
 const SLICE: Duration = tbus::LONGEST_SLEEP;
-/// The same for the thread that watches for asyncio: a call of the event loop's own may have to wait for it.
-const WATCH_SLICE: Duration = Duration::from_millis(20);
+/// The same for the thread that watches a full ring for asyncio: a call of the event loop's own may have to wait for it.
+const WATCH_SLICE: Duration = Duration::from_millis(2);
 /// How long a waiting thread stands back for a call.
 const STAND_BACK: Duration = Duration::from_micros(50);
 
@@ -37,7 +40,17 @@ struct Shared<T> {
     inner: Mutex<Option<T>>,
     /// Calls that wait for the lock; who sleeps with it lets them in first.
     wanted: AtomicU32,
+    sleepers: Mutex<Sleepers>,
+    /// Another one may sleep now.
+    woke: Condvar,
     watch: Arc<Watch>,
+}
+
+/// Who waits for the ring. One thread at a time sleeps with the lock; the others wait for that, and for no longer than they want.
+#[derive(Default)]
+struct Sleepers {
+    asleep: bool,
+    others: u32,
 }
 
 /// Who is to be told by a descriptor, and the thread that does.
@@ -50,7 +63,7 @@ struct Watch {
 #[derive(Default)]
 struct WatchState {
     /// Each with the length of the message that it wants room for.
-    tickets: Vec<(usize, Arc<EventFd>)>,
+    tickets: Vec<(usize, Arc<File>)>,
     running: bool,
     stop: bool,
 }
@@ -76,6 +89,8 @@ impl<T: Waits> Handle<T> {
             shared: Arc::new(Shared {
                 inner: Mutex::new(Some(inner)),
                 wanted: AtomicU32::new(0),
+                sleepers: Mutex::default(),
+                woke: Condvar::new(),
                 watch: Arc::default(),
             }),
             forks: tbus::forks(),
@@ -184,19 +199,20 @@ impl<T: Waits> Handle<T> {
     ) -> PyResult<Option<Ticket>> {
         self.in_own_process()?;
         // If another thread sleeps with the lock, there is nothing yet.
-        match self.shared.inner.try_lock() {
-            Ok(mut inner) => {
-                if ready(inner.as_mut().ok_or_else(errors::closed)?) {
-                    return Ok(None);
-                }
-            }
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Poisoned(_)) => return Ok(None),
+        let inner = match self.shared.inner.try_lock() {
+            Ok(inner) => Some(inner),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(inner)) => Some(inner.into_inner()),
+        };
+        if let Some(mut inner) = inner
+            && ready(inner.as_mut().ok_or_else(errors::closed)?)
+        {
+            return Ok(None);
         }
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let system = |error: std::io::Error| errors::SystemFailed::new_err(error.to_string());
-        let event = EventFd::from_value_and_flags(0, flags).map_err(|e| system(e.into()))?;
-        let event = Arc::new(event);
+        let event = EventFd::from_value_and_flags(0, flags);
+        let event = event.map_err(|error| errors::of_system(&error.into()))?;
+        let event = Arc::new(File::from(OwnedFd::from(event)));
         let mut state = lock(&self.shared.watch.state);
         if state.stop {
             drop(state);
@@ -204,24 +220,28 @@ impl<T: Waits> Handle<T> {
         }
         if !state.running {
             let shared = self.shared.clone();
-            std::thread::Builder::new()
-                .name("tbus-watch".into())
-                .spawn(move || shared.watch())
-                .map_err(system)?;
+            let thread = std::thread::Builder::new().name("tbus-watch".into());
+            without_signals(|| thread.spawn(move || shared.watch()))
+                .map_err(|error| errors::of_system(&error))?;
             state.running = true;
         }
         state.tickets.push((length, event.clone()));
         drop(state);
         self.shared.watch.change.notify_one();
         let watch = self.shared.watch.clone();
-        Ok(Some(Ticket { event, watch }))
+        Ok(Some(Ticket {
+            event,
+            watch: Some(watch),
+            forks: self.forks,
+        }))
     }
 }
 
 impl<T: Waits> Drop for Handle<T> {
     fn drop(&mut self) {
-        // In a child there is no thread, and its locks are as the parent's thread left them.
+        // In a child there is no thread, and what was under the lock is as another thread left it: never to be dropped.
         if self.forks != tbus::forks() {
+            std::mem::forget(self.shared.clone());
             return;
         }
         let running = lock(&self.shared.watch.state).running;
@@ -234,13 +254,40 @@ impl<T: Waits> Drop for Handle<T> {
 }
 
 impl<T: Waits> Shared<T> {
-    /// Waits a slice of time with the lock, after those who want it for a call.
+    /// Waits up to `slice` until it is worth to try again.
     fn sleep(&self, length: usize, slice: Duration) -> bool {
+        let end = Instant::now() + slice;
+        let mut sleepers = lock(&self.sleepers);
+        if sleepers.asleep {
+            sleepers.others += 1;
+            let woken = self.woke.wait_timeout_while(sleepers, slice, |s| s.asleep);
+            sleepers = woken.unwrap_or_else(PoisonError::into_inner).0;
+            sleepers.others -= 1;
+            if sleepers.asleep {
+                return false;
+            }
+        }
+        sleepers.asleep = true;
+        drop(sleepers);
+        let worth = self.sleep_alone(length, end);
+        let mut sleepers = lock(&self.sleepers);
+        sleepers.asleep = false;
+        if sleepers.others > 0 {
+            self.woke.notify_one(); // a system call
+        }
+        worth
+    }
+
+    /// Waits with the lock, after those who want it for a call.
+    fn sleep_alone(&self, length: usize, end: Instant) -> bool {
         while self.wanted.load(Relaxed) > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
             std::thread::sleep(STAND_BACK);
         }
         match lock(&self.inner).as_mut() {
-            Some(inner) => inner.sleep(length, slice),
+            Some(inner) => inner.sleep(length, end.saturating_duration_since(Instant::now())),
             None => true, // closed: the caller finds that out
         }
     }
@@ -272,11 +319,22 @@ impl<T: Waits> Shared<T> {
     }
 }
 
+/// Runs `start` with all signals blocked, as the thread that it starts inherits: signals are for the program's own threads.
+fn without_signals<R>(start: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let started = start();
+    before.thread_set_mask()?;
+    started
+}
+
+/// Makes an eventfd readable.
+pub fn tell(mut event: &File) {
+    _ = event.write(&1u64.to_ne_bytes()); // fails only if it would overflow, so was told
+}
+
 impl WatchState {
     fn tell(&mut self) {
-        for (_, event) in self.tickets.drain(..) {
-            _ = event.write(1); // fails only if it would overflow, so was told
-        }
+        self.tickets.drain(..).for_each(|(_, event)| tell(&event));
     }
 }
 
@@ -290,11 +348,25 @@ impl Watch {
     }
 }
 
-/// A descriptor that becomes readable once when it is worth to try again.
+/// A descriptor that becomes readable when it is worth to try again.
 #[pyclass(frozen, module = "tbus._tbus")]
 pub struct Ticket {
-    event: Arc<EventFd>,
-    watch: Arc<Watch>,
+    event: Arc<File>,
+    /// Who is to be told that nobody waits for it any more.
+    watch: Option<Arc<Watch>>,
+    /// As [`Handle::forks`].
+    forks: u32,
+}
+
+impl Ticket {
+    /// Of a descriptor that somebody else looks after.
+    pub fn of(event: File) -> Ticket {
+        Ticket {
+            event: Arc::new(event),
+            watch: None,
+            forks: tbus::forks(),
+        }
+    }
 }
 
 #[pymethods]
@@ -304,9 +376,12 @@ impl Ticket {
     }
 
     fn close(&self) {
-        let mut state = lock(&self.watch.state);
-        state
-            .tickets
-            .retain(|(_, event)| !Arc::ptr_eq(event, &self.event));
+        // In a forked child the lock may be held for ever.
+        if let Some(watch) = self.watch.as_ref().filter(|_| self.forks == tbus::forks()) {
+            let mut state = lock(&watch.state);
+            state
+                .tickets
+                .retain(|(_, event)| !Arc::ptr_eq(event, &self.event));
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! A receiver together with the message that was peeked and is not released yet.
 
 use crate::errors;
-use crate::handle::Waits;
+use crate::handle::{self, Waits};
 use pyo3::prelude::*;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::time::Duration;
-use tbus::{Address, Incoming, Message, Receiver, TryRecvError};
+use tbus::{Address, Bus, Incoming, Message, ReadyFd, Receiver, TryRecvError};
 
 /// Where messages come from.
 pub enum Source {
@@ -51,6 +53,11 @@ pub struct Held {
     serial: u64,
     /// What a wait met, for the next call: some errors are told once only.
     failed: Option<TryRecvError>,
+    /// Tells event loops of messages; made when the first one waits.
+    ready: Option<ReadyFd>,
+    bus: Bus,
+    /// True if it receives from one channel.
+    one: bool,
     /// Owned. Not a Box, which would promise that nothing else points into it.
     source: NonNull<Source>,
 }
@@ -60,29 +67,32 @@ unsafe impl Send for Held where Source: Send {}
 
 impl Drop for Held {
     fn drop(&mut self) {
+        if let Some(ready) = &self.ready {
+            // Who waits finds it closed.
+            _ = told_by(ready).map(|event| handle::tell(&event));
+        }
         self.pending = None;
         // SAFETY: made from a Box, dropped once, and nothing borrows from it any more.
         drop(unsafe { Box::from_raw(self.source.as_ptr()) });
     }
 }
 
+/// The descriptor of `ready`, for one who waits: event loops take each number once.
+fn told_by(ready: &ReadyFd) -> std::io::Result<File> {
+    ready.as_fd().try_clone_to_owned().map(File::from)
+}
+
 impl Held {
-    pub fn new(source: Source) -> Held {
+    pub fn new(source: Source, bus: Bus) -> Held {
         Held {
             pending: None,
             serial: 0,
             failed: None,
+            ready: None,
+            bus,
+            one: matches!(source, Source::One(..)),
             source: NonNull::from(Box::leak(Box::new(source))),
         }
-    }
-
-    /// The source, with which a peeked message ends: unreleased, it is the next one again. An error if that has views.
-    #[inline]
-    fn source(&mut self) -> PyResult<&mut Source> {
-        self.may_close()?;
-        self.pending = None;
-        // SAFETY: owned, and nothing else borrows from it.
-        Ok(unsafe { self.source.as_mut() })
     }
 
     /// An error if the peeked message has views.
@@ -103,15 +113,26 @@ impl Held {
         if let Some(error) = self.failed.take() {
             return Some(Err(errors::of_recv(error)));
         }
-        let source = match self.source() {
-            Ok(source) => source,
-            Err(error) => return Some(Err(error)),
-        };
-        match source.peek() {
+        if self.pending.is_some() {
+            return Some(self.take_pending(act));
+        }
+        // SAFETY: owned, and no message borrows from it.
+        match unsafe { self.source.as_mut() }.peek() {
             Ok((from, message)) => Some(act(from, &message).inspect(|_| message.release())),
             Err(TryRecvError::Empty) => None,
             Err(error) => Some(Err(errors::of_recv(error))),
         }
+    }
+
+    /// The peeked message is the next one: with all channels of an endpoint it may not be their turn's any more.
+    #[cold]
+    fn take_pending<R>(
+        &mut self,
+        act: impl FnOnce(Address, &Message<'_>) -> PyResult<R>,
+    ) -> PyResult<R> {
+        self.may_close()?;
+        let Pending { message, from, .. } = self.pending.take().ok_or_else(errors::released)?;
+        act(from, &message).inspect(|_| message.release())
     }
 
     /// Peeks; `act` learns of the message, the sender's address and the serial. None if no message is there.
@@ -123,7 +144,7 @@ impl Held {
             if let Some(error) = self.failed.take() {
                 return Some(Err(errors::of_recv(error)));
             }
-            // SAFETY: owned. The borrow that the message keeps ends before any other: `source` drops the message first.
+            // SAFETY: owned. The borrow that the message keeps ends before any other: none is peeked while there is one.
             match unsafe { &mut *self.source.as_ptr() }.peek() {
                 Ok((from, message)) => {
                     self.serial += 1;
@@ -185,20 +206,63 @@ impl Held {
         self.pending.is_some() || self.sleep(0, Duration::ZERO)
     }
 
+    /// A descriptor that becomes readable when there may be a message; None if a call would not find the source empty.
+    pub fn ticket(&mut self) -> PyResult<Option<File>> {
+        // Before the look: what the map gets afterwards is news.
+        let version = self.bus.gcim().version();
+        if self.ready() {
+            return Ok(None);
+        }
+        let ready = match self.ready.take() {
+            Some(ready) => ready,
+            None => ReadyFd::new().map_err(|error| errors::of_bus(&error))?,
+        };
+        let ready = self.ready.insert(ready);
+        // SAFETY: owned, and no message borrows from it: then it would be ready.
+        match unsafe { self.source.as_ref() } {
+            Source::One(receiver, _) => {
+                ready.arm(std::iter::once(receiver.ring()), &self.bus, version);
+            }
+            Source::All(incoming) => incoming.arm(ready),
+        }
+        let event = told_by(ready).map_err(|error| errors::of_system(&error))?;
+        Ok(Some(event))
+    }
+
+    /// The bytes that its rings hold.
+    pub fn capacity(&self) -> u64 {
+        debug_assert!(self.pending.is_none(), "asked between messages only");
+        // SAFETY: owned, and no message borrows from it.
+        match unsafe { self.source.as_ref() } {
+            Source::One(receiver, _) => receiver.ring().header().capacity,
+            Source::All(incoming) => incoming.capacity(),
+        }
+    }
+
     /// What waits were told: closed, or unusable.
     pub fn failure(&mut self) -> Option<PyErr> {
         self.failed.take().map(errors::of_recv)
     }
 
-    /// Position and sequence of the next message of one channel.
-    pub fn next(&mut self) -> PyResult<Option<tbus::Cursor>> {
+    /// Position and sequence of the next message; None with all channels of an endpoint, which count each for itself.
+    pub fn next(&self) -> Option<tbus::Cursor> {
+        if !self.one {
+            return None;
+        }
         if let Some(pending) = &self.pending {
-            return Ok(Some(pending.message.cursor()));
+            return Some(pending.message.cursor());
         }
-        match self.source()? {
-            Source::One(receiver, _) => Ok(Some(receiver.next())),
-            Source::All(_) => Ok(None),
+        // SAFETY: owned, and no message borrows from it.
+        match unsafe { self.source.as_ref() } {
+            Source::One(receiver, _) => Some(receiver.next()),
+            Source::All(_) => None,
         }
+    }
+
+    /// How many views of the peeked message there are; 0 if it is not the one with this serial.
+    pub fn views(&self, serial: u64) -> usize {
+        let pending = self.pending.as_ref().filter(|_| self.serial == serial);
+        pending.map_or(0, |pending| pending.views)
     }
 }
 

@@ -95,15 +95,17 @@ impl Message {
     }
 
     /// Releases the message: it is received, its room is free, and no restart shows it again. BufferError if there are views of
-    /// it besides `data`; HandleClosed if it was released before.
+    /// it besides `data`, which is released even so if they are slices of it; HandleClosed if it was released before.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
+        let handle = &self.receiver.get().handle;
         if let Some(view) = self.view(py) {
+            // Not if that were in vain.
+            if handle.with(py, |held| held.views(self.serial))? > 1 {
+                return Err(crate::errors::viewed());
+            }
             view.call_method0("release")?;
         }
-        self.receiver
-            .get()
-            .handle
-            .with(py, |held| held.release(self.serial))?
+        handle.with(py, |held| held.release(self.serial))?
     }
 
     /// A copy of the payload, checked against its CRC if it has one.
@@ -169,12 +171,11 @@ impl Message {
         _error: &Bound<'_, PyAny>,
         _trace: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let here = self
-            .receiver
-            .get()
-            .handle
-            .with(py, |held| held.read(self.serial, |_| ()).is_ok())?;
-        match kind.is_none() && here {
+        if !kind.is_none() {
+            return Ok(());
+        }
+        let handle = &self.receiver.get().handle;
+        match handle.with(py, |held| held.read(self.serial, |_| ()).is_ok())? {
             true => self.release(py),
             false => Ok(()),
         }

@@ -2,11 +2,11 @@
 
 use crate::errors::{self, Empty};
 use crate::handle::{Handle, Ticket, duration};
-use crate::held::{Held, Source};
+use crate::held::Held;
 use crate::message;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tbus::{Address, Template};
 
 /// The receiving end of a channel, or of all channels of an endpoint. One exists at a time.
@@ -27,14 +27,17 @@ pub fn copy<'py>(py: Python<'py>, message: &tbus::Message<'_>) -> PyResult<Bound
     })
 }
 
+/// No record takes fewer bytes besides its payload.
+const LEAST_HEADER: u64 = 8;
+
 fn nothing_came() -> PyErr {
     errors::of_recv(tbus::TryRecvError::Empty)
 }
 
 impl Receiver {
-    pub fn new(source: Source, template: Template) -> Receiver {
+    pub fn new(held: Held, template: Template) -> Receiver {
         Receiver {
-            handle: Handle::new(Held::new(source)),
+            handle: Handle::new(held),
             template,
         }
     }
@@ -79,8 +82,8 @@ impl Receiver {
         Ok(message.map(|(_, data)| data))
     }
 
-    /// Up to `count` messages as a list: those that are there. Waits for the first as `recv` does, but the list is empty if none
-    /// came in time.
+    /// Up to `count` messages as a list: those that are there, and of those that come meanwhile no more than the ring holds at a
+    /// time. Waits for the first as `recv` does, but the list is empty if none came in time.
     #[pyo3(signature = (count, timeout=None))]
     fn recv_many<'py>(
         &self,
@@ -94,10 +97,19 @@ impl Receiver {
             return Ok(messages);
         }
         let attempt = |held: &mut Held| {
-            while messages.len() < count {
-                let one = held.take(|_, message| messages.append(copy(py, message)?));
+            let mut left = u64::MAX;
+            while messages.len() < count && left > 0 {
+                let one = held.take(|_, message| {
+                    messages.append(copy(py, message)?)?;
+                    Ok(message.len())
+                });
                 match one {
-                    Some(Ok(())) => {}
+                    Some(Ok(length)) => {
+                        if messages.len() == 1 {
+                            left = held.capacity();
+                        }
+                        left = left.saturating_sub(length as u64 + LEAST_HEADER);
+                    }
                     // The next call meets the error again.
                     Some(Err(_)) if !messages.is_empty() => break,
                     Some(Err(error)) => return Some(Err(error)),
@@ -117,13 +129,16 @@ impl Receiver {
     fn peek<'py>(slf: &Bound<'py, Self>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let timeout = duration(timeout)?;
+        let begun = Instant::now();
         loop {
             let handle = &slf.get().handle;
-            let peeked = handle.wait_for(py, 0, timeout, |held| held.peek(|_, _, _| ()))?;
+            let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+            let peeked = handle.wait_for(py, 0, left, |held| held.peek(|_, _, _| ()))?;
             peeked.ok_or_else(nothing_came)??;
             match message::class(py)?.call1((slf,)) {
                 // Another thread was faster.
-                Err(error) if timeout.is_none() && error.is_instance_of::<Empty>(py) => {}
+                Err(error) if left != Some(Duration::ZERO) && error.is_instance_of::<Empty>(py) => {
+                }
                 made => return made,
             }
         }
@@ -157,15 +172,16 @@ impl Receiver {
 
     #[pyo3(signature = (length))]
     #[expect(unused_variables, reason = "as in Sender")]
-    fn _ticket(&self, length: usize) -> PyResult<Option<Ticket>> {
-        self.handle.ticket(0, Held::ready)
+    fn _ticket(&self, py: Python<'_>, length: usize) -> PyResult<Option<Ticket>> {
+        let event = self.handle.with(py, Held::ticket)??;
+        Ok(event.map(Ticket::of))
     }
 
     /// The sequence of the next message; after a restart, of the first one that was not released. None if it receives from
     /// several channels, which count each for itself.
     #[getter]
     fn sequence(&self, py: Python<'_>) -> PyResult<Option<u64>> {
-        let next = self.handle.with(py, Held::next)??;
+        let next = self.handle.with(py, |held| held.next())?;
         Ok(next.map(|cursor| cursor.sequence))
     }
 

@@ -1,9 +1,9 @@
 //! `tbus.Sender`.
 
 use crate::buffer::Bytes;
-use crate::errors::of_send;
+use crate::errors::{HandleClosed, of_send};
 use crate::handle::{Handle, Ticket, Waits, duration};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PySequence;
 use std::time::Duration;
@@ -47,6 +47,24 @@ impl Sender {
     }
 }
 
+/// The next messages of a sequence, whose code may do anything.
+fn gather(messages: &Bound<'_, PySequence>, sent: usize) -> PyResult<Vec<Bytes>> {
+    let end = messages.len()?.min(sent + BATCH);
+    let batch = sent..end;
+    batch
+        .map(|index| Bytes::of(&messages.get_item(index)?))
+        .collect()
+}
+
+/// What `send_many` returns when it meets an error after it sent some. What is no Exception, such as KeyboardInterrupt, is of no
+/// message.
+fn after(py: Python<'_>, sent: usize, error: PyErr) -> PyResult<usize> {
+    match sent > 0 && error.is_instance_of::<PyException>(py) {
+        true => Ok(sent),
+        false => Err(error),
+    }
+}
+
 #[pymethods]
 impl Sender {
     /// Sends one message: any object that is a buffer of contiguous bytes, copied once, into the ring. Full if there is no room;
@@ -81,7 +99,8 @@ impl Sender {
     }
 
     /// Sends the messages of a sequence, in order, until one has no room, for which it waits as `send` does. Returns how many
-    /// were sent; an error only if it concerns the first of them.
+    /// were sent; what cannot be sent is an error only if nothing was, else the next call meets it again. What a signal handler
+    /// raises comes through.
     #[pyo3(signature = (messages, timeout=Some(0.0)), text_signature = "($self, messages, timeout=0)")]
     fn send_many(&self, messages: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<usize> {
         let py = messages.py();
@@ -92,28 +111,31 @@ impl Sender {
             )
         })?;
         let mut sent = 0;
-        while sent < messages.len()? {
-            let end = messages.len()?.min(sent + BATCH);
-            let mut batch = Vec::with_capacity(end - sent);
-            for index in sent..end {
-                batch.push(Bytes::of(&messages.get_item(index)?)?);
-            }
-            let first = batch[0].as_slice().len();
+        loop {
+            let batch = match gather(messages, sent) {
+                Ok(batch) => batch,
+                Err(error) => return after(py, sent, error),
+            };
+            let Some(first) = batch.first() else {
+                return Ok(sent);
+            };
+            let length = first.as_slice().len();
             let attempt = |sender: &mut tbus::Sender| match sender.send_batch(&batch) {
                 Ok(accepted) => Some(Ok(accepted)),
                 Err(TrySendError::Full) => None,
                 Err(error) => Some(Err(of_send(error))),
             };
-            match self.handle.wait_for(py, first, timeout, attempt) {
+            match self.handle.wait_for(py, length, timeout, attempt) {
                 Ok(Some(Ok(accepted))) => sent += accepted,
-                Ok(None) => break,
-                Ok(Some(Err(error))) | Err(error) => match sent {
-                    0 => return Err(error),
-                    _ => break,
-                },
+                Ok(None) => return Ok(sent),
+                Ok(Some(Err(error))) => return after(py, sent, error),
+                // It was closed meanwhile, or a signal handler raised something, which would be lost.
+                Err(error) if error.is_instance_of::<HandleClosed>(py) => {
+                    return after(py, sent, error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(sent)
     }
 
     /// Waits until a message of `length` bytes has room, up to `timeout` seconds, by default for ever. False if it has none by

@@ -3,6 +3,7 @@
 import array
 import ctypes
 import mmap
+import threading
 
 import numpy
 import pytest
@@ -66,6 +67,56 @@ def test_an_error_in_the_middle_tells_how_many(pair):
     sender, receiver = pair
     assert sender.send_many([b"1", b"2", bytes(SIZE)]) == 2
     assert receiver.recv_many(9) == [b"1", b"2"]
+
+
+def test_what_cannot_be_sent_waits_for_the_next_call(pair):
+    sender, receiver = pair
+    messages = [b"%d" % i for i in range(300)]
+    messages[290] = "text"
+    assert sender.send_many(messages) == 256
+    assert receiver.recv_many(1000) == messages[:256]
+    with pytest.raises(TypeError):
+        sender.send_many(messages[256:])
+    assert receiver.try_recv() is None
+
+
+def test_many_come_to_an_end_though_more_follow(pair):
+    """A sequence as long as time sends while the receiver receives: the call takes no more than a ring's worth."""
+    sender, receiver = pair
+    ended = threading.Event()
+
+    def send():
+        while not ended.is_set():
+            sender.send_many([bytes(16)] * 256)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        # A message takes 24 bytes of its ring at least.
+        assert all(len(receiver.recv_many(10**9, timeout=10)) <= SIZE // 24 + 1 for _ in range(20))
+    finally:
+        ended.set()
+        thread.join()
+    # All that is there comes in one call.
+    while receiver.try_recv() is not None:
+        pass
+    sent = sender.send_many([b""] * 10000)
+    assert 1000 < sent < 10000 and len(receiver.recv_many(10**9)) == sent
+
+
+def test_peeked_of_all_channels(bus):
+    """The peeked message is the next one, though it is another channel's turn."""
+    with bus.bind(B).receiver() as receiver, bus.bind(A).sender(B) as a, bus.bind(C).sender(B) as c:
+        for i in range(50):
+            a.send(b"a%d" % i)
+            c.send(b"c%d" % i)
+        got = []
+        for _ in range(100):
+            message = receiver.peek(timeout=1)
+            assert receiver.sequence is None
+            got.append(receiver.recv_from(timeout=1))
+            assert got[-1] == (b"%s%d" % (b"a" if message.source == A else b"c", message.sequence), message.source)
+        assert len(set(got)) == 100
 
 
 def test_all_channels_of_an_endpoint(bus, directory):

@@ -1,10 +1,11 @@
 """The module of old programs."""
 
+import glob
 import os
 
 import libtbus
 import pytest
-from conftest import A, B, SIZE
+from conftest import A, B, C, SIZE, write_channels
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def test_codes(ends):
     assert code < 0 and code & 0xFFFFFFFF == 0x81010402
     assert "no room" in libtbus.tbus_error_string(code) == libtbus.tbus_error_string(code & 0xFFFFFFFF)
     assert "longer" in libtbus.tbus_error_string(a.send_message(bytes(SIZE)))
-    assert "argument" in libtbus.tbus_error_string(a.send_message(5))
+    for wrong in (5, "\ud800"):
+        assert "argument" in libtbus.tbus_error_string(a.send_message(wrong))
     a.finit()
     a.finit()
     assert "init" in libtbus.tbus_error_string(a.send_message("x")) and a.recv_message() == "None"
@@ -47,12 +49,34 @@ def test_codes(ends):
 
 
 def test_init_that_fails(directory):
-    for key, send, recv in (("77", A, B), ("x", A, B), (None, A, B), (1000, "0.0.9.9", B), (1000, A, "9"), (1000, 1.5, B)):
+    for key, send, recv in (("77", A, B), ("x", A, B), (None, A, B), (1000, "0.0.9.9", B), (1000, A, "9"), (1000, 1.5, B), ("\ud800", A, B), (1000, "\ud800", B)):
         assert libtbus.Tbus(key, send, recv).init() is False
     first, second = libtbus.Tbus(1000, A, B), libtbus.Tbus(1000, A, B)
     assert first.init() and not second.init()
     first.finit()
     assert second.init() and second.init()
+
+
+def test_receiving_after_the_channel_was_deleted(directory, ends):
+    a, b = ends
+    assert a.send_message("last") == 0
+    write_channels(directory, [(C, B)])
+    assert [b.recv_message() for _ in range(3)] == ["last", "None", "None"]
+
+
+def test_a_wrong_crc_is_passed_over(directory, bus):
+    with bus.bind(A).sender(B) as sender:
+        sender.set_extensions(crc=True)
+        sender.send_many([b"needle in the ring", b"whole"])
+        # What the rules forbid.
+        for name in glob.glob(f"{directory}/**/*", recursive=True):
+            if os.path.isfile(name) and b"needle in the ring" in open(name, "rb").read():
+                with open(name, "r+b") as file:
+                    file.seek(file.read().index(b"needle in the ring"))
+                    file.write(b"NEEDLE")
+    other = libtbus.Tbus(1000, B, A)
+    assert other.init() and other.recv_message() == "whole" and other.recv_message() == "None"
+    other.finit()
 
 
 def test_fork(ends):

@@ -151,6 +151,38 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0
 
 
+def test_a_child_of_an_event_loop(bus):
+    """A child lets go of what its parent's event loop waits with, whoever holds the locks."""
+    code = f"""
+import faulthandler, os, threading, tbus
+faulthandler.dump_traceback_later(20, exit=True)
+sender = tbus.Bus({KEY}).bind("{A}").sender("{B}")
+receiver = tbus.Bus({KEY}).bind("{B}").receiver("{A}")
+sender.send_many([bytes(1000)] * 1000)
+ended = False
+def wait():
+    while not ended:
+        ticket = sender._ticket(1000)
+        ticket.close()
+threads = [threading.Thread(target=wait) for _ in range(2)]
+[thread.start() for thread in threads]
+codes = []
+for _ in range(100):
+    ticket = sender._ticket(1000)
+    child = os.fork()
+    if child == 0:
+        ticket.close()
+        del ticket, sender, receiver
+        os._exit(0)
+    ticket.close()
+    codes.append(os.waitpid(child, 0)[1])
+ended = True
+[thread.join() for thread in threads]
+raise SystemExit(any(codes))
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0
+
+
 def test_exit_while_a_thread_watches(bus):
     code = f"""
 import asyncio, tbus

@@ -59,6 +59,30 @@ def test_the_view_goes_with_its_message(pair):
     message.release()
 
 
+def test_a_release_that_is_refused_leaves_the_view(pair):
+    sender, receiver = pair
+    sender.send(b"abc")
+    message = receiver.peek()
+    view, other = message.data, memoryview(message)
+    with pytest.raises(BufferError):
+        message.release()
+    assert view == b"abc"
+    other.release()
+    message.release()
+    with pytest.raises(ValueError):
+        view[0]
+
+
+def test_leaving_does_not_hide_the_exception(pair):
+    sender, receiver = pair
+    sender.send(b"abc")
+    with pytest.raises(RuntimeError, match="the cause"), receiver.peek():
+        receiver.close()
+        raise RuntimeError("the cause")
+    with pytest.raises(tbus.HandleClosed):
+        receiver.recv()
+
+
 def test_an_exception_keeps_the_message(pair):
     sender, receiver = pair
     sender.send(b"again")

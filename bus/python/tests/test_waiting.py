@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tbus
+from conftest import A, B, C, write_channels
 
 
 def test_timeouts(pair):
@@ -81,6 +83,81 @@ def test_closing_ends_a_wait(pair):
     assert len(errors) == 1
 
 
+def test_a_second_thread_that_waits(pair):
+    """It has its own timeout, though another one sleeps for ever."""
+    receiver = pair[1]
+
+    def wait():
+        with pytest.raises(tbus.HandleClosed):
+            receiver.recv()
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    for _ in range(3):
+        begun = time.monotonic()
+        assert receiver.wait(timeout=0.3) is False
+        assert 0.3 <= time.monotonic() - begun < 1.5
+    receiver.close()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_peeking_threads_keep_their_timeout(pair):
+    """Who was slower than another thread waits on."""
+    sender, receiver = pair
+    ended = threading.Event()
+
+    def take():
+        while not ended.is_set():
+            receiver.try_recv()
+
+    def send():
+        while not ended.is_set():
+            sender.try_send(b"x")
+
+    early = []
+    threads = [threading.Thread(target=act) for act in (take, send)]
+    for thread in threads:
+        thread.start()
+    try:
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            try:
+                receiver.peek(timeout=30)
+            except tbus.Empty as error:
+                early.append(error)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert not early
+
+
+class Alarm(Exception):
+    pass
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, Alarm])
+def test_a_signal_while_many_are_sent(pair, raised):
+    """Not lost, though some of them were sent before."""
+
+    def handle(*_):
+        raise raised
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(raised):
+            pair[0].send_many([bytes(1000)] * 1000, timeout=5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert pair[1].recv(0) == bytes(1000)
+
+
 @pytest.mark.parametrize("wait", ["recv", "wait", "peek", "send"])
 def test_keyboard_interrupt(pair, wait):
     sender, receiver = pair
@@ -138,6 +215,104 @@ def test_asyncio_both_ways_under_load(pair):
         await task
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def thread_of(name):
+    """Status of the one thread with this name, which it gives itself a little after it was started."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        for thread in Path("/proc/self/task").iterdir():
+            if (thread / "comm").read_text().strip() == name:
+                return dict(line.split(":", 1) for line in (thread / "status").read_text().splitlines())
+    raise AssertionError(f"no thread {name}")
+
+
+def test_an_event_loop_that_waits_is_idle(pair):
+    """A thread watches the ring, but wakes seldom, and keeps no call waiting."""
+    sender, receiver = pair
+
+    async def main():
+        task = asyncio.create_task(receiver.arecv())
+        await asyncio.sleep(0.2)
+        before = thread_of("tbus-ready")
+        times = []
+        for _ in range(51):
+            begun = time.monotonic()
+            assert receiver.try_recv() is None
+            times.append(time.monotonic() - begun)
+            await asyncio.sleep(0.02)
+        after = thread_of("tbus-ready")
+        switches = "voluntary_ctxt_switches"
+        assert int(after[switches]) - int(before[switches]) < 30  # in a second and a bit
+        assert sorted(times)[25] < 0.004  # a slice of sleep with the lock would be longer
+        sender.send(b"x")
+        assert await asyncio.wait_for(task, 10) == b"x"
+
+    asyncio.run(main())
+
+
+def test_the_threads_that_watch_take_no_signals(pair):
+    sender, receiver = pair
+    sender.send_many([bytes(1000)] * 1000)
+    room = sender._ticket(1000)
+    receiver.recv_many(1000)
+    message = receiver._ticket(0)
+    for name in ("tbus-watch", "tbus-ready"):
+        status = thread_of(name)
+        assert int(status["SigBlk"], 16) & 1 << signal.SIGINT - 1
+    room.close()
+    message.close()
+
+
+def test_asyncio_of_all_channels(bus, directory):
+    async def main():
+        with bus.bind(B).receiver() as receiver, bus.bind(C).sender(B) as sender:
+            task = asyncio.create_task(receiver.arecv())
+            await asyncio.sleep(0.05)
+            sender.send(b"c")
+            assert await asyncio.wait_for(task, 10) == b"c"
+            task = asyncio.create_task(receiver.arecv())
+            await asyncio.sleep(0.05)
+            write_channels(directory, [(A, B), (C, B), ("0.0.7.1", B)])
+            with bus.bind("0.0.7.1").sender(B) as added:
+                added.send(b"new")
+                assert await asyncio.wait_for(task, 10) == b"new"
+
+    asyncio.run(main())
+
+
+def test_asyncio_when_the_channel_is_deleted(bus, directory):
+    async def main():
+        with bus.bind(B).receiver(C) as receiver:
+            tasks = [asyncio.create_task(receiver.arecv()) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            write_channels(directory, [(A, B)])
+            for task in tasks:
+                with pytest.raises(tbus.Closed):
+                    await asyncio.wait_for(task, 10)
+
+    asyncio.run(main())
+
+
+def test_asyncio_in_two_loops(pair):
+    """Each with a thread and tasks of its own, on one receiver."""
+    sender, receiver = pair
+    got = []
+
+    async def take():
+        for _ in range(300):
+            got.append(int(await receiver.arecv()))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(take()), daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(600):
+        sender.send(b"%d" % i, timeout=30)
+        if i % 10 == 0:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(30)
+    assert sorted(got) == list(range(600))
 
 
 def test_asyncio_when_closed(pair):

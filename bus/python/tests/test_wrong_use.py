@@ -59,6 +59,28 @@ def test_a_sequence_that_misbehaves(pair):
         pair[0].send_many(Shrinks())
 
 
+def test_a_sequence_that_shrinks(pair):
+    class Shrinks(list):
+        """One element fewer each time that it is asked."""
+
+        def __len__(self):
+            self.asked = getattr(self, "asked", 0) + 1
+            return max(3 - self.asked, 0)
+
+    assert pair[0].send_many(Shrinks([b"x"] * 5)) == 2
+
+
+def test_interrupted_in_a_sequence(pair):
+    class Interrupted(list):
+        def __getitem__(self, index):
+            if index == 300:
+                raise KeyboardInterrupt
+            return b"x"
+
+    with pytest.raises(KeyboardInterrupt):
+        pair[0].send_many(Interrupted([b"x"] * 400))
+
+
 def test_after_closing(pair, bus):
     sender, receiver = pair
     sender.send(b"x")

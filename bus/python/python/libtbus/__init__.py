@@ -50,13 +50,13 @@ class Tbus:
         self._receiver: Optional[tbus.Receiver] = None
 
     def init(self) -> bool:
-        """Attaches. False if there is no such bus or channel, or another process has this end of it."""
+        """Attaches. False if there is no such bus or channel, another process has this end of it, or an argument is none."""
         self.finit()
         try:
             with tbus.Bus(self._key) as bus, bus.bind(self._addresses[0]) as endpoint:
                 self._sender = endpoint.sender(self._addresses[1])
                 self._receiver = endpoint.receiver(self._addresses[1])
-        except (tbus.Error, TypeError):
+        except (tbus.Error, TypeError, ValueError):  # ValueError: a text that is no Unicode
             self.finit()
             return False
         return True
@@ -64,7 +64,10 @@ class Tbus:
     def send_message(self, message: Union[str, bytes]) -> int:
         """Sends one message, a text as UTF-8. 0, or an error code."""
         if isinstance(message, str):
-            message = message.encode("utf-8", "surrogateescape")
+            try:
+                message = message.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                return _tbus.codes["TBUS_ERR_BAD_ARGUMENT"]
         elif not isinstance(message, bytes):
             return _tbus.codes["TBUS_ERR_BAD_ARGUMENT"]
         if self._sender is None:
@@ -76,9 +79,21 @@ class Tbus:
         return 0
 
     def recv_message(self) -> str:
-        """The next message as a text, "None" when there is none. What is no UTF-8 is in it by surrogateescape."""
-        message = None if self._receiver is None else self._receiver.try_recv()
-        return "None" if message is None else message.decode("utf-8", "surrogateescape")
+        """The next message as a text, "None" when there is none, and after the channel was deleted. What is no UTF-8 is in it by
+        surrogateescape. Messages whose CRC is wrong are passed over. A ring that is damaged raises tbus.Damaged, the use of a
+        parent's channel in a forked child tbus.Forked."""
+        while self._receiver is not None:
+            try:
+                message = self._receiver.try_recv()
+            except tbus.BadCrc:
+                self._receiver.peek(0).release()
+                continue
+            except tbus.Closed:
+                break
+            if message is None:
+                break
+            return message.decode("utf-8", "surrogateescape")
+        return "None"
 
     def finit(self) -> None:
         """Lets go of the channel. Nothing if that was done before."""
