@@ -3,7 +3,7 @@
 
 Side by side in one run: in every round each takes its turn; figures are medians over the rounds. The receiver's process times
 from its first message to its last. `plain` sends and receives one message a call; `many` hands lists over. Needs pyzmq, and
-tbusmgr on the PATH or in $TBUS_BIN. Exit status 1 if the faster of tbus's ways is below --least times pyzmq.
+tbusmgr on the PATH or in $TBUS_BIN. Exit status 1 if one of tbus's ways is below --least times pyzmq.
 """
 
 import argparse
@@ -38,8 +38,9 @@ def tbus_receives(connection, _place, count, many):
     with tbus.Bus(1).bind("0.0.3.1").receiver("0.0.1.1") as receiver:
 
         def plain_rest():
-            for _ in zip(range(count - 1), receiver):
-                pass
+            recv = receiver.recv
+            for _ in range(count - 1):
+                recv()
 
         def many_rest():
             left = count - 1
@@ -52,12 +53,10 @@ def tbus_receives(connection, _place, count, many):
 def tbus_sends(_place, count, message, many):
     with tbus.Bus(1).bind("0.0.1.1").sender("0.0.3.1") as sender:
         if not many:
-            send = sender.send
+            send, try_send = sender.send, sender.try_send
             for _ in range(count):
-                try:
-                    send(message)
-                except tbus.Full:
-                    send(message, timeout=None)
+                if not try_send(message):
+                    send(message, None)
             return
         batch = [message] * BATCH
         for _ in range(count // BATCH):
@@ -161,19 +160,19 @@ def main():
     finally:
         shutil.rmtree(place)
     medians = {way: statistics.median(all_) for way, all_ in rates.items()}
-    ratio = max(medians["tbus, plain"], medians["tbus, many"]) / medians["pyzmq ipc://"]
+    ratios = {way: medians[way] / medians["pyzmq ipc://"] for way in ("tbus, plain", "tbus, many")}
     if given.json:
-        result = {"size": given.size, "count": given.count, "rounds": rates, "medians": medians, "times_pyzmq": ratio}
+        result = {"size": given.size, "count": given.count, "rounds": rates, "medians": medians, "times_pyzmq": ratios}
         print(json.dumps(result, indent=1))
     else:
         print(f"{'messages/s, ' + str(given.size) + ' B':24}{'median':>12}{'least':>12}{'most':>12}{'x pyzmq':>9}")
         for way, all_ in rates.items():
             times = medians[way] / medians["pyzmq ipc://"]
             print(f"{way:24}{medians[way]:12,.0f}{min(all_):12,.0f}{max(all_):12,.0f}{times:9.2f}")
-    if ratio < given.least:
-        print(f"tbus has {ratio:.2f} times pyzmq's rate, less than {given.least}", file=sys.stderr)
-        return 1
-    return 0
+    slow = {way: ratio for way, ratio in ratios.items() if ratio < given.least}
+    for way, ratio in slow.items():
+        print(f"{way}: {ratio:.2f} times pyzmq's rate, less than {given.least}", file=sys.stderr)
+    return 1 if slow else 0
 
 
 if __name__ == "__main__":

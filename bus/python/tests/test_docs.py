@@ -22,4 +22,4 @@ def test_the_benchmark(directory):
     compare = ROOT / "bus" / "python" / "bench" / "compare.py"
     command = [sys.executable, compare, "--json", "--least", "1", "--rounds", "1", "--count", "20000"]
     output = subprocess.run(command, check=True, timeout=200, stdout=subprocess.PIPE, env=os.environ).stdout
-    assert json.loads(output)["times_pyzmq"] > 1
+    assert min(json.loads(output)["times_pyzmq"].values()) > 1

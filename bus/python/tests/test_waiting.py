@@ -105,37 +105,6 @@ def test_a_second_thread_that_waits(pair):
         assert not thread.is_alive()
 
 
-def test_peeking_threads_keep_their_timeout(pair):
-    """Who was slower than another thread waits on."""
-    sender, receiver = pair
-    ended = threading.Event()
-
-    def take():
-        while not ended.is_set():
-            receiver.try_recv()
-
-    def send():
-        while not ended.is_set():
-            sender.try_send(b"x")
-
-    early = []
-    threads = [threading.Thread(target=act) for act in (take, send)]
-    for thread in threads:
-        thread.start()
-    try:
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
-            try:
-                receiver.peek(timeout=30)
-            except tbus.Empty as error:
-                early.append(error)
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
-    assert not early
-
-
 class Alarm(Exception):
     pass
 
