@@ -3,10 +3,11 @@
 //! The stable ABI has these functions from Python 3.11 on, so pyo3 leaves them out for older ones. CPython 3.9 and 3.10 export
 //! the same functions, with the same structure; it is they that the stable ABI later fixed.
 
+use crate::errors;
 use crate::message::Message;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyBytes, PyTuple};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::null_mut;
 
@@ -100,6 +101,49 @@ impl Drop for Bytes {
 impl AsRef<[u8]> for Bytes {
     fn as_ref(&self) -> &[u8] {
         self.as_slice()
+    }
+}
+
+/// The payload of a call's argument, for as long as the call has the argument.
+pub enum Payload<'a> {
+    /// Of `bytes` itself, which never change: without the buffer protocol, which costs as much as sending.
+    Exact(&'a [u8]),
+    View(Bytes),
+}
+
+impl<'a> Payload<'a> {
+    /// As [`Bytes::of`].
+    #[inline]
+    pub fn of(object: &'a Bound<'_, PyAny>) -> PyResult<Payload<'a>> {
+        match object.cast_exact::<PyBytes>() {
+            Ok(bytes) => Ok(Payload::Exact(bytes.as_bytes())),
+            Err(_) => Bytes::of(object).map(Payload::View),
+        }
+    }
+
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Payload::Exact(bytes) => bytes,
+            Payload::View(view) => view.as_slice(),
+        }
+    }
+}
+
+/// A copy of the payload of a message, as `bytes`.
+#[inline]
+pub fn copy<'py>(py: Python<'py>, message: &tbus::Message<'_>) -> PyResult<Bound<'py, PyBytes>> {
+    if message.crc().is_some() {
+        return PyBytes::new_with(py, message.len(), |buffer| {
+            message.copy_to(buffer).map(drop).map_err(errors::of_recv)
+        });
+    }
+    // SAFETY: no slice is kept, only where it lies; the message is not released before the call returns. Python copies from there as
+    // it reads any shared memory.
+    unsafe {
+        let payload: *const [u8] = message.as_slice();
+        let made = ffi::PyBytes_FromStringAndSize(payload.cast(), payload.len() as ffi::Py_ssize_t);
+        Ok(Bound::from_owned_ptr_or_err(py, made)?.cast_into_unchecked())
     }
 }
 

@@ -111,7 +111,7 @@ impl Message {
     /// A copy of the payload, checked against its CRC if it has one.
     fn tobytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.receiver.get().handle.with(py, |held| {
-            held.read(self.serial, |m| crate::receiver::copy(py, m))
+            held.read(self.serial, |m| crate::buffer::copy(py, m))
         })??
     }
 

@@ -1,5 +1,6 @@
 //! `tbus.Receiver`.
 
+use crate::buffer::copy;
 use crate::errors::{self, Empty};
 use crate::handle::{Handle, Ticket, duration};
 use crate::held::Held;
@@ -17,14 +18,6 @@ use tbus::{Address, Template};
 pub struct Receiver {
     pub handle: Handle<Held>,
     pub template: Template,
-}
-
-/// A message's payload as `bytes`, checked against its CRC.
-#[inline]
-pub fn copy<'py>(py: Python<'py>, message: &tbus::Message<'_>) -> PyResult<Bound<'py, PyBytes>> {
-    PyBytes::new_with(py, message.len(), |buffer| {
-        message.copy_to(buffer).map(drop).map_err(errors::of_recv)
-    })
 }
 
 /// No record takes fewer bytes besides its payload.

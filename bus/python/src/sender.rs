@@ -1,6 +1,6 @@
 //! `tbus.Sender`.
 
-use crate::buffer::Bytes;
+use crate::buffer::{Bytes, Payload};
 use crate::errors::{HandleClosed, of_send};
 use crate::handle::{Handle, Ticket, Waits, duration};
 use pyo3::exceptions::{PyException, PyTypeError};
@@ -71,8 +71,8 @@ impl Sender {
     /// with a `timeout` it waits for room, so many seconds, or for ever with None.
     #[pyo3(signature = (data, timeout=Some(0.0)), text_signature = "($self, data, timeout=0)")]
     fn send(&self, data: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
-        let bytes = Bytes::of(data)?;
-        let payload = bytes.as_slice();
+        let payload = Payload::of(data)?;
+        let payload = payload.as_slice();
         let attempt = |sender: &mut tbus::Sender| match sender.try_send(payload) {
             Ok(()) => Some(Ok(())),
             Err(TrySendError::Full) => None,
@@ -87,10 +87,10 @@ impl Sender {
 
     /// Sends one message if there is room for it; False if not. For loops that poll.
     fn try_send(&self, data: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let bytes = Bytes::of(data)?;
+        let payload = Payload::of(data)?;
         let sent = self
             .handle
-            .with(data.py(), |sender| sender.try_send(bytes.as_slice()))?;
+            .with(data.py(), |sender| sender.try_send(payload.as_slice()))?;
         match sent {
             Ok(()) => Ok(true),
             Err(TrySendError::Full) => Ok(false),
