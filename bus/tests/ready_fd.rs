@@ -141,3 +141,38 @@ fn hops_come_with_the_message() {
     }
     assert_eq!(hops.pop(), None);
 }
+
+/// By a receiver of all channels of an endpoint, those included that come later.
+#[test]
+fn all_channels_of_an_endpoint_arm_it() {
+    let scratch = Scratch::new("ready-incoming");
+    let manager = manager(&scratch, 2);
+    let bus = Bus::attach_at(&scratch.0).unwrap();
+    let endpoint = bus.bind(Address(1)).unwrap();
+    let one = endpoint.rings(Address(2)).unwrap()[1].header().capacity;
+    let mut incoming = endpoint.incoming().unwrap();
+    assert_eq!(incoming.capacity(), 2 * one);
+    let ready = ReadyFd::new().unwrap();
+    let rest = |incoming: &mut tbus::Incoming| {
+        assert!(matches!(
+            incoming.try_recv(&mut [0; 8]),
+            Err(TryRecvError::Empty)
+        ));
+        incoming.arm(&ready);
+        assert!(!readable(&ready, 150));
+    };
+    rest(&mut incoming);
+    for (peers, sender) in [(2, 3), (3, 4)] {
+        if peers > 2 {
+            manager.apply(&config(peers), false).unwrap();
+            assert!(readable(&ready, 5000), "there is another map");
+            rest(&mut incoming);
+            assert_eq!(incoming.capacity(), 3 * one);
+        }
+        let sender = bus.bind(Address(sender)).unwrap().sender(Address(1));
+        sender.unwrap().try_send(b"x").unwrap();
+        assert!(readable(&ready, 5000));
+        assert_eq!(incoming.try_recv(&mut [0; 8]).unwrap().1, 1);
+        rest(&mut incoming);
+    }
+}
