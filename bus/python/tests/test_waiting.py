@@ -84,14 +84,14 @@ def test_closing_ends_a_wait(pair):
 
 
 def test_a_second_thread_that_waits(pair):
-    """It has its own timeout, though another one sleeps for ever."""
+    """It has its own timeout, though others sleep for ever, a slice of time each."""
     receiver = pair[1]
 
     def wait():
         with pytest.raises(tbus.HandleClosed):
             receiver.recv()
 
-    threads = [threading.Thread(target=wait) for _ in range(3)]
+    threads = [threading.Thread(target=wait) for _ in range(20)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)
