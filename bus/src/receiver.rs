@@ -339,7 +339,7 @@ impl Message<'_> {
     }
 
     /// Copies payload bytes from `offset` on into `buffer`; returns how many there were, at most its length.
-    #[inline]
+    #[inline(always)]
     pub fn read_at(&self, offset: usize, buffer: &mut [u8]) -> usize {
         let length = self.len().saturating_sub(offset).min(buffer.len());
         if length > 0 {

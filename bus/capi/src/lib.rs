@@ -504,11 +504,11 @@ unsafe fn receive_here(
     len: *mut usize,
 ) -> Option<c_int> {
     let open = table::known(handle)?;
-    if src.is_null() || dst.is_null() || data.is_null() || len.is_null() {
-        return None;
+    // SAFETY: as in `receiving`; the pointers are null or valid by the caller's word.
+    unsafe {
+        let (src, dst, len) = (src.as_ref()?, dst.as_ref()?, len.as_mut()?);
+        (*(*open).receiving.get()).receive_here(*src, *dst, data.cast(), len)
     }
-    // SAFETY: as in `receiving`; the pointers are not null, and valid by the caller's word.
-    unsafe { (*(*open).receiving.get()).receive_here(*src, *dst, data.cast(), &mut *len) }
 }
 
 /// tbus_recv in all other cases.

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 /// What checking arguments and handle, finding the channel and catching panics may cost for a send and a receive together.
-const MORE: u64 = 180;
+const MORE: u64 = 140;
 
 /// Instructions of a program, counted by valgrind.
 fn count(program: &Path, channels: &Channels, arguments: &[&str], out: &Path) -> u64 {
