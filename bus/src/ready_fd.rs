@@ -199,8 +199,9 @@ impl Shared {
         let mut watch = self.lock();
         if self.orders.load(Relaxed) == order {
             watch.armed = false;
+            // First, so that nobody meets a readable descriptor that is not due to be armed. Partner: Acquire in is_raised.
+            self.raised.store(true, Release);
             let _ = (&self.event).write(&1u64.to_ne_bytes()); // cannot fail: the count was 0
-            self.raised.store(true, Release); // partner: Acquire in is_raised
         }
     }
 }
