@@ -9,6 +9,9 @@ pub const FIRST: u32 = 0;
 /// As address of a call: all that match.
 pub const ALL: u32 = u32::MAX;
 
+/// The index of no line.
+const NO_LINE: usize = usize::MAX;
+
 /// How long an end that somebody else has is not asked for again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -104,7 +107,7 @@ pub struct Lines<T> {
     endpoints: Vec<Endpoint>,
     /// Keys of the lines, in ascending order, and where they are.
     index: Vec<(u64, usize)>,
-    /// The line of the last call, most often that of the next one.
+    /// The line of the last call, most often that of the next one; [`NO_LINE`] if it is not known.
     last: usize,
 }
 
@@ -117,7 +120,7 @@ impl<T: End> Lines<T> {
             taken: 0,
             endpoints: Vec::new(),
             index: Vec::new(),
-            last: 0,
+            last: NO_LINE,
         }
     }
 
@@ -181,7 +184,7 @@ impl<T: End> Lines<T> {
             .map(|(at, line)| (line.key(), at));
         self.index = keys.collect();
         self.index.sort_unstable();
-        self.last = 0;
+        self.last = NO_LINE;
         self.version = version;
         Ok(())
     }

@@ -17,7 +17,8 @@ pub struct Receiving {
     left: u32,
     /// The addresses of the channel that was peeked at last.
     peeked: Option<(u32, u32)>,
-    /// The last message: between which addresses it came, and the way back that it carried.
+    /// The last message: between which addresses it came, and the way back that it carried. The line that `lines` expects,
+    /// if it does, is that of these addresses.
     last: Option<(u32, u32)>,
     hops: Hops,
 }
@@ -63,19 +64,40 @@ impl Receiving {
             // The descriptor is to be told.
             return (self.ready.is_none()).then_some(codes::CHANNEL_EMPTY.as_int());
         };
-        let length = message.len();
-        if length > *len || data.is_null() || !message.is_plain() {
-            return None;
-        }
-        // SAFETY: not null, and valid for more by the caller's word.
-        let to = unsafe { std::slice::from_raw_parts_mut(data, length) };
-        message.read_at(0, to); // a plain one has no checksum
-        *len = length;
-        message.release();
+        // SAFETY: the caller's.
+        unsafe { take_plain(message, data, len)? };
         line.peeked = false;
         self.hops.clear();
-        self.last = Some((dst, src));
-        Some(0)
+        Some(0) // and `last` is of this line, since it was expected
+    }
+
+    /// Receives from the channel whose turn it is, if it is one of several and has some left; `None` for the general case.
+    ///
+    /// # Safety
+    /// `data` is null or valid for writing `len` bytes.
+    unsafe fn receive_in_turn(
+        &mut self,
+        (src, dst): (u32, u32),
+        data: *mut u8,
+        len: &mut usize,
+    ) -> Option<(u32, u32)> {
+        if (src != ALL && dst != ALL) || self.left == 0 {
+            return None;
+        }
+        let line = self.lines.all.get_mut(self.turn)?;
+        if !line.matches(dst, src) {
+            return None;
+        }
+        let message = line.end.as_mut()?.peek_here()??;
+        // SAFETY: the caller's.
+        unsafe { take_plain(message, data, len)? };
+        line.peeked = false;
+        self.hops.clear();
+        let (local, peer) = (line.local, line.peer);
+        self.last = Some((local, peer));
+        self.lines.expect(self.turn);
+        self.left -= 1;
+        Some((peer, local))
     }
 
     /// Copies the next message from `src` to `dst` and releases it; returns between which addresses it came.
@@ -88,6 +110,10 @@ impl Receiving {
         data: *mut u8,
         len: &mut usize,
     ) -> Result<(u32, u32), Code> {
+        // SAFETY: the caller's.
+        if let Some(came) = unsafe { self.receive_in_turn((src, dst), data, len) } {
+            return Ok(came);
+        }
         let at = self.choose(dst, src)?;
         let line = &mut self.lines.all[at];
         // SAFETY: the caller's.
@@ -95,6 +121,7 @@ impl Receiving {
         line.peeked = false;
         let (local, peer) = (line.local, line.peer);
         self.last = Some((local, peer));
+        self.lines.expect(at);
         self.count(at);
         Ok((peer, local))
     }
@@ -114,6 +141,7 @@ impl Receiving {
         line.peeked = true;
         let (local, peer) = (line.local, line.peer);
         self.last = Some((local, peer));
+        self.lines.expect(at);
         self.peeked = self.last;
         Ok(((peer, local), place))
     }
@@ -155,7 +183,6 @@ impl Receiving {
 
     /// A message was received by the turn.
     fn count(&mut self, at: usize) {
-        self.lines.expect(at);
         if at == self.turn {
             self.left = self.left.saturating_sub(1);
         }
@@ -379,6 +406,24 @@ impl Seen {
 fn chosen(end: &mut Option<Receiver>) -> Result<Message<'_>, Code> {
     let receiver = end.as_mut().ok_or(codes::INTERNAL)?;
     receiver.peek().map_err(codes::told)
+}
+
+/// Copies a message that has nothing but its payload and releases it; `None`, and nothing done, unless it fits.
+///
+/// # Safety
+/// `data` is null or valid for writing `len` bytes.
+#[inline(always)]
+unsafe fn take_plain(message: Message<'_>, data: *mut u8, len: &mut usize) -> Option<()> {
+    let length = message.len();
+    if length > *len || data.is_null() || !message.is_plain() {
+        return None;
+    }
+    // SAFETY: not null, and valid for more by the caller's word.
+    let to = unsafe { std::slice::from_raw_parts_mut(data, length) };
+    message.read_at(0, to); // a plain one has no checksum
+    *len = length;
+    message.release();
+    Some(())
 }
 
 /// Copies the message and releases it, or says how long it is.
