@@ -6,6 +6,9 @@ use bus::{Bus, Hops, MESSAGES_PER_TURN, Message, ReadyFd, Receiver, TryRecvError
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd};
 
+/// src and dst of a call, or of a message.
+type Ends = (u32, u32);
+
 pub struct Receiving {
     /// Dropped before the rings that its thread watches.
     ready: Option<ReadyFd>,
@@ -77,10 +80,10 @@ impl Receiving {
     /// `data` is null or valid for writing `len` bytes.
     unsafe fn receive_in_turn(
         &mut self,
-        (src, dst): (u32, u32),
+        (src, dst): Ends,
         data: *mut u8,
         len: &mut usize,
-    ) -> Option<(u32, u32)> {
+    ) -> Option<Ends> {
         if (src != ALL && dst != ALL) || self.left == 0 {
             return None;
         }
@@ -106,10 +109,10 @@ impl Receiving {
     /// `data` is null or valid for writing `len` bytes.
     pub unsafe fn receive(
         &mut self,
-        (src, dst): (u32, u32),
+        (src, dst): Ends,
         data: *mut u8,
         len: &mut usize,
-    ) -> Result<(u32, u32), Code> {
+    ) -> Result<Ends, Code> {
         // SAFETY: the caller's.
         if let Some(came) = unsafe { self.receive_in_turn((src, dst), data, len) } {
             return Ok(came);
@@ -127,10 +130,7 @@ impl Receiving {
     }
 
     /// Where the next message from `src` to `dst` lies, and its length; and its addresses.
-    pub fn peek(
-        &mut self,
-        (src, dst): (u32, u32),
-    ) -> Result<((u32, u32), (*const u8, usize)), Code> {
+    pub fn peek(&mut self, (src, dst): Ends) -> Result<(Ends, (*const u8, usize)), Code> {
         let at = self.choose(dst, src)?;
         let line = &mut self.lines.all[at];
         let message = chosen(&mut line.end)?;
@@ -147,7 +147,7 @@ impl Receiving {
     }
 
     /// Releases the message that [`Self::peek`] showed; returns its addresses.
-    pub fn delete(&mut self, (src, dst): (u32, u32)) -> Result<(u32, u32), Code> {
+    pub fn delete(&mut self, (src, dst): Ends) -> Result<Ends, Code> {
         let wild = |address| address == FIRST || address == ALL;
         let (local, peer) = match wild(src) || wild(dst) {
             true => self.peeked.ok_or(codes::NO_MSG_PEEKED)?,
