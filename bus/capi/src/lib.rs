@@ -511,6 +511,29 @@ unsafe fn receive_here(
     }
 }
 
+/// tbus_recv in the other usual case: from any, and the channel whose turn it is has a message that fits.
+///
+/// # Safety
+/// As tbus_recv.
+#[inline(always)]
+unsafe fn receive_in_turn(
+    handle: c_int,
+    src: *mut u32,
+    dst: *mut u32,
+    data: *mut c_void,
+    len: *mut usize,
+) -> Option<()> {
+    let open = table::known(handle)?;
+    // SAFETY: as in `receive_here`.
+    unsafe {
+        let ends = (*src.as_ref()?, *dst.as_ref()?);
+        let receiving = &mut *(*open).receiving.get();
+        let came = receiving.receive_in_turn(ends, data.cast(), len.as_mut()?)?;
+        (*src, *dst) = came;
+    }
+    Some(())
+}
+
 /// tbus_recv in all other cases.
 ///
 /// # Safety
@@ -524,6 +547,10 @@ unsafe extern "C" fn receive_any(
     len: *mut usize,
     _: c_int,
 ) -> c_int {
+    // SAFETY: the caller's.
+    if unsafe { receive_in_turn(handle, src, dst, data, len) }.is_some() {
+        return 0;
+    }
     call(|| {
         // SAFETY: the caller's.
         let (receiving, ends) = unsafe { (receiving(handle)?, ends(src, dst)?) };

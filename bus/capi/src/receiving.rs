@@ -78,7 +78,8 @@ impl Receiving {
     ///
     /// # Safety
     /// `data` is null or valid for writing `len` bytes.
-    unsafe fn receive_in_turn(
+    #[inline(always)]
+    pub unsafe fn receive_in_turn(
         &mut self,
         (src, dst): Ends,
         data: *mut u8,
@@ -113,10 +114,6 @@ impl Receiving {
         data: *mut u8,
         len: &mut usize,
     ) -> Result<Ends, Code> {
-        // SAFETY: the caller's.
-        if let Some(came) = unsafe { self.receive_in_turn((src, dst), data, len) } {
-            return Ok(came);
-        }
         let at = self.choose(dst, src)?;
         let line = &mut self.lines.all[at];
         // SAFETY: the caller's.
