@@ -200,13 +200,12 @@ impl Endpoint {
 
     /// Takes the sending end of the channel to `peer`. `Busy`, after a tenth of a second, if somebody has it.
     pub fn sender(&self, peer: Address) -> Result<Sender> {
-        self.take(peer, RENEWAL, |channel| {
-            // A closed one has a successor, or will have one, to which the sender goes on.
-            let ring = self.open(channel, true)?;
-            Ok(ring
-                .sender_though_closed()?
-                .at_place(self.place(channel, true)))
-        })
+        self.take(peer, RENEWAL, |channel| self.sender_of(channel))
+    }
+
+    /// The same, but `Busy` or `NotFound` at once, also when a relay is making the next generation of the ring.
+    pub fn try_sender(&self, peer: Address) -> Result<Sender> {
+        self.take(peer, Duration::ZERO, |channel| self.sender_of(channel))
     }
 
     /// Takes the receiving end of the channel from `peer`. `Busy`, after a tenth of a second, if somebody has it.
@@ -234,7 +233,7 @@ impl Endpoint {
                 Err(error @ (Error::NotFound { .. } | Error::Busy { .. })) => error,
                 result => return result,
             };
-            if begun.elapsed() > patience {
+            if begun.elapsed() >= patience {
                 return Err(error);
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -246,6 +245,12 @@ impl Endpoint {
                 None => return Err(error),
             }
         }
+    }
+
+    fn sender_of(&self, channel: &ChannelEntry) -> Result<Sender> {
+        // A closed one has a successor, or will have one, to which the sender goes on.
+        let sender = self.open(channel, true)?.sender_though_closed()?;
+        Ok(sender.at_place(self.place(channel, true)))
     }
 
     fn receiver_of(&self, channel: &ChannelEntry) -> Result<Receiver> {

@@ -108,6 +108,7 @@ impl News {
         }))
     }
 
+    #[inline(always)]
     fn byte(&self, slot: u32) -> &AtomicU8 {
         self.words.byte(FIRST + slot as usize % BYTES)
     }

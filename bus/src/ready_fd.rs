@@ -13,12 +13,12 @@ use crate::sys;
 use crate::wait::{self, LONGEST_SLEEP};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A descriptor that is readable while rings have messages, or the map was written: for `epoll` and the like.
 ///
@@ -47,6 +47,8 @@ struct Watch {
     rings: Arc<[Ring]>,
     /// The map, and the version that is no news.
     map: Option<(Bus, u64)>,
+    /// When it is to be readable all the same.
+    again: Option<Instant>,
     /// True until the descriptor is readable.
     armed: bool,
     ended: bool,
@@ -82,19 +84,42 @@ impl ReadyFd {
     /// Makes it unreadable until one of `rings` has a message, or the map of `bus` another version than `version`, which
     /// was read before the look at the rings that found nothing.
     pub fn arm<'a>(&self, rings: impl Iterator<Item = &'a Ring>, bus: &Bus, version: u64) {
-        // What was received to its end is followed by another ring once the map says so, and by nothing before.
-        let rings = rings.filter(|ring| !ring.is_finished()).cloned().collect();
+        if self.forked() {
+            return;
+        }
         let mut watch = self.shared.lock();
+        watch.rings = rings.cloned().collect();
+        watch.map = Some((bus.clone(), version));
+        self.order_watch(watch, None);
+    }
+
+    /// [`ReadyFd::arm`] with the rings, the map and the version of the last time, which costs less. `again`: when it is to
+    /// be readable though nothing came, for whoever has to try something anew.
+    pub fn arm_again(&self, again: Option<Instant>) {
+        if self.forked() {
+            return;
+        }
+        self.order_watch(self.shared.lock(), again);
+    }
+
+    fn order_watch(&self, mut watch: MutexGuard<'_, Watch>, again: Option<Instant>) {
+        // What was received to its end is followed by another ring once the map says so, and by nothing before.
+        if watch.rings.iter().any(Ring::is_finished) {
+            let rings = watch.rings.iter().filter(|ring| !ring.is_finished());
+            watch.rings = rings.cloned().collect();
+        }
         let mut count = [0; 8];
         let _ = (&self.shared.event).read(&mut count); // it was not readable: just as well
         self.shared.raised.store(false, Relaxed); // under the lock
-        *watch = Watch {
-            rings,
-            map: Some((bus.clone(), version)),
-            armed: true,
-            ended: false,
-        };
+        watch.again = again;
+        watch.armed = true;
         self.shared.order(watch);
+    }
+
+    /// True in a forked child, which shares the descriptor with its parent and has no thread for it. The lock may be held
+    /// there for ever.
+    fn forked(&self) -> bool {
+        self.generation != fork::generation()
     }
 }
 
@@ -106,8 +131,11 @@ impl AsFd for ReadyFd {
 
 impl Drop for ReadyFd {
     fn drop(&mut self) {
-        if self.generation != fork::generation() {
-            return; // a forked child has no such thread, and the lock may be held for ever
+        if self.forked() {
+            std::mem::forget(self.thread.take());
+            // SAFETY: nobody else closes it here: the share of the thread, which is not here, keeps `shared` for ever.
+            unsafe { libc::close(self.shared.event.as_raw_fd()) };
+            return;
         }
         let mut watch = self.shared.lock();
         watch.ended = true;
@@ -143,15 +171,14 @@ impl Shared {
                 sys::futex_wait(&self.orders, order, LONG);
                 continue;
             };
-            let rings = watch.rings.clone();
+            let (rings, again) = (watch.rings.clone(), watch.again);
             drop(watch);
             let mut words = vec![(&self.orders, order)];
-            for ring in rings.iter() {
-                let word = ring.receiver_signal();
-                words.push((word, wait::announce(word)));
-            }
+            words.extend(wait::announce_all(rings.iter().map(Ring::receiver_signal)));
+            let left = again.map(|again| again.saturating_duration_since(Instant::now()));
             let news = || {
                 bus.gcim().version() != version
+                    || left.is_some_and(|left| left.is_zero())
                     || rings
                         .iter()
                         .any(|ring| ring.has_unread() || ring.is_finished())
@@ -159,7 +186,7 @@ impl Shared {
             if news() {
                 self.raise(order);
             } else {
-                sleep(&words);
+                sleep(&words, left.unwrap_or(LONGEST_SLEEP));
             }
             rings
                 .iter()
@@ -172,18 +199,19 @@ impl Shared {
         let mut watch = self.lock();
         if self.orders.load(Relaxed) == order {
             watch.armed = false;
+            // First, so that nobody meets a readable descriptor that is not due to be armed. Partner: Acquire in is_raised.
+            self.raised.store(true, Release);
             let _ = (&self.event).write(&1u64.to_ne_bytes()); // cannot fail: the count was 0
-            self.raised.store(true, Release); // partner: Acquire in is_raised
         }
     }
 }
 
 /// Sleeps until a word changes. More rings than the kernel takes at a time, or an old kernel, mean steps of a millisecond.
-fn sleep(words: &[(&AtomicU32, u32)]) {
+fn sleep(words: &[(&AtomicU32, u32)], at_most: Duration) {
     const STEP: Duration = Duration::from_millis(1);
     let time = match words.len() > sys::FUTEX_WAIT_ANY_MAX {
         true => STEP,
-        false => LONGEST_SLEEP,
+        false => at_most.min(LONGEST_SLEEP),
     };
     if !sys::futex_wait_any(words, time) {
         std::thread::sleep(STEP);

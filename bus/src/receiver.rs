@@ -88,30 +88,51 @@ impl Receiver {
         if self.open_batch.is_some() {
             self.take_back_forgotten();
         }
-        match self.consumer.peek() {
-            Ok(record) => {
-                let cursor = self.consumer.next();
-                Ok(Message {
-                    consumer: &mut self.consumer,
-                    record,
-                    cursor,
-                    in_batch: false,
-                })
-            }
+        let record = match self.consumer.peek() {
+            Ok(record) => record,
             // Polls end here mostly.
-            Err(Nothing::Empty) => Err(TryRecvError::Empty),
-            Err(nothing) => self.peek_on(nothing),
+            Err(Nothing::Empty) => return Err(TryRecvError::Empty),
+            Err(nothing) => self.peek_on(nothing)?,
+        };
+        Ok(self.message(record))
+    }
+
+    /// [`Receiver::peek`] as far as the ring at hand goes: `Some(None)` if nothing is there now, `None` if there is more to say
+    /// or to do, which `peek` does. For callers to whom every instruction counts.
+    #[inline(always)]
+    pub fn peek_here(&mut self) -> Option<Option<Message<'_>>> {
+        if self.open_batch.is_some() {
+            return None;
+        }
+        match self.consumer.peek() {
+            Ok(record) => Some(Some(self.message(record))),
+            Err(Nothing::Empty) => Some(None),
+            Err(_) => None,
+        }
+    }
+
+    #[inline(always)]
+    fn message(&mut self, record: Record) -> Message<'_> {
+        let cursor = self.consumer.next();
+        Message {
+            consumer: &mut self.consumer,
+            record,
+            cursor,
+            in_batch: false,
         }
     }
 
     /// After a peek that found nothing: the next generation of the ring may have something.
     #[cold]
-    fn peek_on(&mut self, nothing: Nothing) -> Result<Message<'_>, TryRecvError> {
+    fn peek_on(&mut self, nothing: Nothing) -> Result<Record, TryRecvError> {
         if nothing != Nothing::Closed {
             return Err(nothing_to_error(&self.ring, nothing));
         }
         match self.follow() {
-            Ok(Generation::Next) => self.peek(),
+            Ok(Generation::Next) => match self.consumer.peek() {
+                Ok(record) => Ok(record),
+                Err(nothing) => self.peek_on(nothing),
+            },
             Ok(Generation::NotYet) => Err(TryRecvError::Empty),
             Ok(Generation::Last) => Err(TryRecvError::Closed),
             Err(error) => Err(TryRecvError::Failed(Box::new(error))),
@@ -249,6 +270,12 @@ impl Message<'_> {
         self.len() == 0
     }
 
+    /// True if it carries nothing besides its payload.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.record.shape.flags == 0
+    }
+
     /// Position and sequence. (ring uuid, sequence) is the message's identity.
     pub fn cursor(&self) -> Cursor {
         self.cursor
@@ -312,7 +339,7 @@ impl Message<'_> {
     }
 
     /// Copies payload bytes from `offset` on into `buffer`; returns how many there were, at most its length.
-    #[inline]
+    #[inline(always)]
     pub fn read_at(&self, offset: usize, buffer: &mut [u8]) -> usize {
         let length = self.len().saturating_sub(offset).min(buffer.len());
         if length > 0 {

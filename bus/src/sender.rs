@@ -105,10 +105,28 @@ impl Sender {
     #[inline(always)]
     pub fn try_send(&mut self, payload: &[u8]) -> Result<(), TrySendError> {
         let begun = self.begin(payload.len())?;
+        self.put(begun, payload);
+        Ok(())
+    }
+
+    /// [`Sender::try_send`] as far as the ring at hand goes: true if it took the message, false if it is full, `None` if there is
+    /// more to say or to do, which `try_send` does. For callers to whom every instruction counts.
+    #[inline(always)]
+    pub fn try_send_here(&mut self, payload: &[u8]) -> Option<bool> {
+        let begun = match self.producer.begin(payload.len()) {
+            Ok(begun) => begun,
+            Err(Refusal::Full) => return Some(false),
+            Err(_) => return None,
+        };
+        self.put(begun, payload);
+        Some(true)
+    }
+
+    #[inline(always)]
+    fn put(&mut self, begun: Begun, payload: &[u8]) {
         self.producer.memory().write(begun.payload(), payload);
         self.extend(begun, payload.len());
         self.producer.commit(begun, payload.len());
-        Ok(())
     }
 
     /// Sends one message made of several parts.

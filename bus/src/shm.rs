@@ -304,7 +304,7 @@ impl Words {
     ///
     /// # Panics
     /// If there is no such word.
-    #[inline]
+    #[inline(always)]
     pub fn at(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.count, "word {index} of {}", self.count);
         // SAFETY: inside the mapping by the check above, aligned, an atomic to everybody.
@@ -316,7 +316,7 @@ impl Words {
     ///
     /// # Panics
     /// If there is no such byte.
-    #[inline]
+    #[inline(always)]
     pub fn byte(&self, index: usize) -> &AtomicU8 {
         assert!(index < 8 * self.count, "byte {index} of {}", 8 * self.count);
         // SAFETY: inside the mapping by the check above; accessed as an atomic only.

@@ -52,6 +52,25 @@ pub(crate) fn announce(word: &AtomicU32) -> u32 {
     value
 }
 
+/// [`announce`] on several words, with one barrier for all.
+#[cfg(not(loom))]
+pub(crate) fn announce_all<'a>(
+    words: impl Iterator<Item = &'a AtomicU32>,
+) -> Vec<(&'a AtomicU32, u32)> {
+    let raise = |word: &AtomicU32, bits| word.fetch_or(bits, AcqRel) | bits; // as in announce
+    let mut all: Vec<_> = words
+        .map(|word| (word, raise(word, SIGNAL_SLEEPING)))
+        .collect();
+    if !barrier() {
+        for (word, value) in &mut all {
+            if *value & SIGNAL_FENCE == 0 {
+                *value = raise(word, SIGNAL_FENCE);
+            }
+        }
+    }
+    all
+}
+
 /// Takes the announcement back; true if nobody had taken it to wake the sleeper.
 pub(crate) fn renounce(word: &AtomicU32) -> bool {
     word.fetch_and(!SIGNAL_SLEEPING, AcqRel) & SIGNAL_SLEEPING != 0 // as in announce

@@ -101,6 +101,36 @@ fn it_is_readable_while_messages_wait() {
     }
 }
 
+/// It is armed anew with the rings of before, and may be readable after a time though nothing came.
+#[test]
+fn it_is_armed_again() {
+    let scratch = Scratch::new("ready-again");
+    let _manager = manager(&scratch, 3);
+    let bus = Bus::attach_at(&scratch.0).unwrap();
+    let mut receivers = receivers(&bus.bind(Address(1)).unwrap());
+    let version = bus.gcim().version();
+    let ready = ReadyFd::new().unwrap();
+    ready.arm(receivers.iter().map(Receiver::ring), &bus, version);
+    let mut sender = bus.bind(Address(3)).unwrap().sender(Address(1)).unwrap();
+    for _ in 0..20 {
+        sender.try_send(b"x").unwrap();
+        assert!(readable(&ready, 5000));
+        receivers[1].peek().unwrap().release();
+        ready.arm_again(None);
+        assert!(!readable(&ready, 0));
+    }
+    assert!(!readable(&ready, 150));
+    let begun = Instant::now();
+    ready.arm_again(Some(begun + Duration::from_millis(250)));
+    assert!(readable(&ready, 5000) && ready.is_raised());
+    assert!(begun.elapsed() >= Duration::from_millis(250));
+    // A time that has passed, and one that is forgotten.
+    ready.arm_again(Some(begun));
+    assert!(readable(&ready, 5000));
+    ready.arm_again(None);
+    assert!(!readable(&ready, 250));
+}
+
 #[test]
 fn hops_come_with_the_message() {
     let scratch = Scratch::new("hops");

@@ -147,6 +147,15 @@ fn what_is_installed_works_as_the_page_says() {
     let staged = stage.join(prefix.strip_prefix("/").unwrap());
     assert!(files(&staged) == first, "with DESTDIR it is something else");
 
+    // A name that sed would take for something else, and the build's directory by its name where the caller is.
+    let strange = scratch.0.join(r"a&b|c\d");
+    let mut command = Command::new(root().join("ci/install"));
+    command.arg("--prefix").arg(&strange);
+    command.args(["--build-dir", "./."]).current_dir(library());
+    must(&mut command);
+    let described = std::fs::read_to_string(strange.join("lib/pkgconfig/tbus.pc")).unwrap();
+    assert!(described.contains(strange.to_str().unwrap()), "{described}");
+
     // The page's files, then its commands, in the page's order.
     let page = std::fs::read_to_string(root().join("docs/c-api.md")).unwrap();
     let blocks = blocks(&page);

@@ -9,6 +9,9 @@ pub const FIRST: u32 = 0;
 /// As address of a call: all that match.
 pub const ALL: u32 = u32::MAX;
 
+/// The index of no line.
+const NO_LINE: usize = usize::MAX;
+
 /// How long an end that somebody else has is not asked for again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -25,8 +28,11 @@ pub trait End: Sized {
 impl End for Sender {
     const OUTLIVES: bool = false;
 
-    fn take(endpoint: &Endpoint, peer: Address, _: bool) -> bus::Result<Self> {
-        endpoint.sender(peer)
+    fn take(endpoint: &Endpoint, peer: Address, patient: bool) -> bus::Result<Self> {
+        match patient {
+            true => endpoint.sender(peer),
+            false => endpoint.try_sender(peer),
+        }
     }
 
     fn ring(&self) -> &Ring {
@@ -60,15 +66,22 @@ pub struct Line<T> {
     /// True between a peek and what ends it.
     pub peeked: bool,
     /// No longer in the map.
-    gone: bool,
-    endpoint: usize,
+    pub gone: bool,
     /// When an end that was busy is worth another try.
-    retry_at: Option<Instant>,
+    pub retry_at: Option<Instant>,
+    endpoint: usize,
+    /// Both rings as they were looked at last, and the version of the map then.
+    seen: Option<(u64, [Ring; 2])>,
 }
 
 impl<T> Line<T> {
     fn key(&self) -> u64 {
         key(self.local, self.peer)
+    }
+
+    /// Gives the end back, and with it what was peeked at.
+    fn leave(&mut self) {
+        (self.end, self.peeked) = (None, false);
     }
 
     /// True if a call with these addresses, wildcards included, means this line.
@@ -94,7 +107,7 @@ pub struct Lines<T> {
     endpoints: Vec<Endpoint>,
     /// Keys of the lines, in ascending order, and where they are.
     index: Vec<(u64, usize)>,
-    /// The line of the last call, most often that of the next one.
+    /// The line of the last call, most often that of the next one; [`NO_LINE`] if it is not known.
     last: usize,
 }
 
@@ -107,7 +120,7 @@ impl<T: End> Lines<T> {
             taken: 0,
             endpoints: Vec::new(),
             index: Vec::new(),
-            last: 0,
+            last: NO_LINE,
         }
     }
 
@@ -134,7 +147,7 @@ impl<T: End> Lines<T> {
     pub fn refresh(&mut self) -> Result<(), Code> {
         let version = self.bus.gcim().version();
         for endpoint in &mut self.endpoints {
-            endpoint.refresh()?;
+            endpoint.refresh().map_err(codes::told)?;
         }
         let mut old: Vec<_> = self.all.drain(..).map(Some).collect();
         for (number, endpoint) in self.endpoints.iter().enumerate() {
@@ -153,8 +166,9 @@ impl<T: End> Lines<T> {
                     failed: None,
                     peeked: false,
                     gone: false,
-                    endpoint: number,
                     retry_at: None,
+                    endpoint: number,
+                    seen: None,
                 }));
             }
         }
@@ -170,37 +184,34 @@ impl<T: End> Lines<T> {
             .map(|(at, line)| (line.key(), at));
         self.index = keys.collect();
         self.index.sort_unstable();
-        self.last = 0;
+        self.last = NO_LINE;
         self.version = version;
         Ok(())
     }
 
-    /// Forgets what failed or was busy, so that the next call tries anew.
-    pub fn forgive(&mut self) {
+    /// Forgets what failed, so that the next call tries anew, and tries now what was busy. Here alone a relay is waited
+    /// for that is replacing a ring, and for all of them together not much longer than for one.
+    pub fn forgive(&mut self) -> Result<(), Code> {
         for line in &mut self.all {
-            line.retry_at = None;
             if line.failed.take().is_some() {
-                line.end = None;
+                line.leave();
             }
         }
+        self.refresh()?;
+        let begun = Instant::now();
+        for at in 0..self.all.len() {
+            if self.all[at].retry_at.take().is_some() {
+                let _ = self.open(at, begun.elapsed() < BUSY_PAUSE); // the next call tells
+            }
+        }
+        Ok(())
     }
 
-    /// The end of the last call's line, if it is the one that this call names.
+    /// The last call's line, if it is the one that this call names.
     #[inline(always)]
-    pub fn hit(&mut self, local: u32, peer: u32) -> Option<&mut T> {
+    pub fn hit(&mut self, local: u32, peer: u32) -> Option<&mut Line<T>> {
         let line = self.all.get_mut(self.last)?;
-        match (line.local, line.peer) == (local, peer) {
-            true => line.end.as_mut(),
-            false => None,
-        }
-    }
-
-    /// Ends the peek at the last call's line.
-    #[inline(always)]
-    pub fn end_peek(&mut self) {
-        if let Some(line) = self.all.get_mut(self.last) {
-            line.peeked = false;
-        }
+        (line.local == local && line.peer == peer).then_some(line)
     }
 
     /// The next call probably means this one.
@@ -264,7 +275,7 @@ impl<T: End> Lines<T> {
                     line.retry_at = Some(Instant::now() + BUSY_PAUSE);
                     return Err(codes::because(codes::CHANNEL_BUSY, &error));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(codes::told(error)),
             }
         }
         Ok(self.all[at].end.as_mut().expect("taken above"))
@@ -274,17 +285,25 @@ impl<T: End> Lines<T> {
     #[cold]
     pub fn reopen(&mut self, at: usize) -> Result<&mut T, Code> {
         let line = &mut self.all[at];
-        line.end = None;
+        line.leave();
         let endpoint = &mut self.endpoints[line.endpoint];
-        endpoint.refresh()?;
+        endpoint.refresh().map_err(codes::told)?;
         line.gone = !endpoint.peers().any(|peer| peer.0 == line.peer);
-        self.open(at, true)
+        self.open(at, false)
     }
 
     /// The rings of the channel of a line: outgoing and incoming.
-    pub fn rings(&self, at: usize) -> Result<[Ring; 2], Code> {
-        let line = &self.all[at];
-        Ok(self.endpoints[line.endpoint].rings(Address(line.peer))?)
+    pub fn rings(&mut self, at: usize) -> Result<&[Ring; 2], Code> {
+        let line = &mut self.all[at];
+        let version = self.bus.gcim().version();
+        // Another ring in the place of one of them makes another version.
+        if line.seen.as_ref().is_none_or(|(of, _)| *of != version) {
+            let endpoint = &mut self.endpoints[line.endpoint];
+            endpoint.refresh().map_err(codes::told)?;
+            let rings = endpoint.rings(Address(line.peer)).map_err(codes::told)?;
+            line.seen = Some((version, rings));
+        }
+        Ok(&line.seen.as_ref().expect("looked at above").1)
     }
 }
 

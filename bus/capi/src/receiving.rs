@@ -6,19 +6,24 @@ use bus::{Bus, Hops, MESSAGES_PER_TURN, Message, ReadyFd, Receiver, TryRecvError
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd};
 
+/// src and dst of a call, or of a message.
+type Ends = (u32, u32);
+
 pub struct Receiving {
+    /// Dropped before the rings that its thread watches.
+    ready: Option<ReadyFd>,
+    /// What the descriptor was armed with: the map's version, and how many ends were taken.
+    armed: Option<(u64, u64)>,
     pub lines: Lines<Receiver>,
     /// Whose turn it is among all, and how many messages it has left.
     turn: usize,
     left: u32,
     /// The addresses of the channel that was peeked at last.
     peeked: Option<(u32, u32)>,
-    /// The last message: between which addresses it came, and the way back that it carried.
+    /// The last message: between which addresses it came, and the way back that it carried. The line that `lines` expects,
+    /// if it does, is that of these addresses.
     last: Option<(u32, u32)>,
     hops: Hops,
-    ready: Option<ReadyFd>,
-    /// What the descriptor was armed with: the map's version, and how many ends were taken.
-    armed: (u64, u64),
 }
 
 /// What a line has.
@@ -34,71 +39,96 @@ enum Look {
 impl Receiving {
     pub fn new(bus: Bus) -> Receiving {
         Receiving {
+            ready: None,
+            armed: None,
             lines: Lines::new(bus),
             turn: 0,
             left: 0,
             peeked: None,
             last: None,
             hops: Hops::default(),
-            ready: None,
-            armed: (0, 0),
         }
     }
 
-    /// Copies the next message from `src` to `dst`, releases it, and fills in both.
+    /// Receives from the channel of the last call, if this one names it; `None` for the general case.
     ///
     /// # Safety
     /// `data` is null or valid for writing `len` bytes.
     #[inline(always)]
-    pub unsafe fn receive(
+    pub unsafe fn receive_here(
         &mut self,
-        src: &mut u32,
-        dst: &mut u32,
+        src: u32,
+        dst: u32,
         data: *mut u8,
         len: &mut usize,
-    ) -> Result<(), Code> {
-        let Some(receiver) = self.lines.hit(*dst, *src) else {
-            // SAFETY: the caller's.
-            return unsafe { self.receive_elsewhere(src, dst, data, len) };
-        };
-        let message = match receiver.peek() {
-            Ok(message) => message,
-            Err(TryRecvError::Empty) if self.ready.is_none() => return Err(codes::CHANNEL_EMPTY),
-            // It is told there, or there is a new ring.
-            // SAFETY: the caller's.
-            Err(_) => return unsafe { self.receive_elsewhere(src, dst, data, len) },
+    ) -> Option<c_int> {
+        let line = self.lines.hit(dst, src)?;
+        let Some(message) = line.end.as_mut()?.peek_here()? else {
+            // The descriptor is to be told.
+            return (self.ready.is_none()).then_some(codes::CHANNEL_EMPTY.as_int());
         };
         // SAFETY: the caller's.
-        unsafe { take(message, data, len, &mut self.hops)? };
-        self.last = Some((*dst, *src));
-        self.lines.end_peek();
-        Ok(())
+        unsafe { take_plain(message, data, len)? };
+        line.peeked = false;
+        self.hops.clear();
+        Some(0) // and `last` is of this line, since it was expected
     }
 
+    /// Receives from the channel whose turn it is, if it is one of several and has some left; `None` for the general case.
+    ///
     /// # Safety
     /// `data` is null or valid for writing `len` bytes.
-    #[cold]
-    unsafe fn receive_elsewhere(
+    #[inline(always)]
+    pub unsafe fn receive_in_turn(
         &mut self,
-        src: &mut u32,
-        dst: &mut u32,
+        (src, dst): Ends,
         data: *mut u8,
         len: &mut usize,
-    ) -> Result<(), Code> {
-        let at = self.choose(*dst, *src)?;
+    ) -> Option<Ends> {
+        if (src != ALL && dst != ALL) || self.left == 0 {
+            return None;
+        }
+        let line = self.lines.all.get_mut(self.turn)?;
+        if !line.matches(dst, src) {
+            return None;
+        }
+        let message = line.end.as_mut()?.peek_here()??;
+        // SAFETY: the caller's.
+        unsafe { take_plain(message, data, len)? };
+        line.peeked = false;
+        self.hops.clear();
+        let (local, peer) = (line.local, line.peer);
+        self.last = Some((local, peer));
+        self.lines.expect(self.turn);
+        self.left -= 1;
+        Some((peer, local))
+    }
+
+    /// Copies the next message from `src` to `dst` and releases it; returns between which addresses it came.
+    ///
+    /// # Safety
+    /// `data` is null or valid for writing `len` bytes.
+    pub unsafe fn receive(
+        &mut self,
+        (src, dst): Ends,
+        data: *mut u8,
+        len: &mut usize,
+    ) -> Result<Ends, Code> {
+        let at = self.choose(dst, src)?;
         let line = &mut self.lines.all[at];
         // SAFETY: the caller's.
         unsafe { take(chosen(&mut line.end)?, data, len, &mut self.hops)? };
         line.peeked = false;
-        (*dst, *src) = (line.local, line.peer);
-        self.last = Some((*dst, *src));
+        let (local, peer) = (line.local, line.peer);
+        self.last = Some((local, peer));
+        self.lines.expect(at);
         self.count(at);
-        Ok(())
+        Ok((peer, local))
     }
 
-    /// Where the next message from `src` to `dst` lies, and its length; fills in both addresses.
-    pub fn peek(&mut self, src: &mut u32, dst: &mut u32) -> Result<(*const u8, usize), Code> {
-        let at = self.choose(*dst, *src)?;
+    /// Where the next message from `src` to `dst` lies, and its length; and its addresses.
+    pub fn peek(&mut self, (src, dst): Ends) -> Result<(Ends, (*const u8, usize)), Code> {
+        let at = self.choose(dst, src)?;
         let line = &mut self.lines.all[at];
         let message = chosen(&mut line.end)?;
         // SAFETY: the slice is not read here, only its address is handed on.
@@ -106,32 +136,32 @@ impl Receiving {
         let place = (data.as_ptr(), data.len());
         message.read_hops(&mut self.hops);
         line.peeked = true;
-        (*dst, *src) = (line.local, line.peer);
-        self.last = Some((*dst, *src));
+        let (local, peer) = (line.local, line.peer);
+        self.last = Some((local, peer));
+        self.lines.expect(at);
         self.peeked = self.last;
-        Ok(place)
+        Ok(((peer, local), place))
     }
 
-    /// Releases the message that [`Self::peek`] showed.
-    pub fn delete(&mut self, src: &mut u32, dst: &mut u32) -> Result<(), Code> {
+    /// Releases the message that [`Self::peek`] showed; returns its addresses.
+    pub fn delete(&mut self, (src, dst): Ends) -> Result<Ends, Code> {
         let wild = |address| address == FIRST || address == ALL;
-        let (local, peer) = match wild(*src) || wild(*dst) {
+        let (local, peer) = match wild(src) || wild(dst) {
             true => self.peeked.ok_or(codes::NO_MSG_PEEKED)?,
-            false => (*dst, *src),
+            false => (dst, src),
         };
         let Some(at) = self.lines.find(local, peer) else {
             return Err(self.lines.none(local, peer));
         };
         let line = &mut self.lines.all[at];
-        if !line.peeked || !line.matches(*dst, *src) {
+        if !line.peeked || !line.matches(dst, src) {
             return Err(codes::NO_MSG_PEEKED);
         }
         chosen(&mut line.end)?.release();
         line.peeked = false;
-        (*dst, *src) = (local, peer);
         self.peeked = self.peeked.filter(|peeked| *peeked != (local, peer));
         self.count(at);
-        Ok(())
+        Ok((peer, local))
     }
 
     /// Between which addresses the last message came: here, there.
@@ -150,13 +180,13 @@ impl Receiving {
 
     /// A message was received by the turn.
     fn count(&mut self, at: usize) {
-        self.lines.expect(at);
         if at == self.turn {
             self.left = self.left.saturating_sub(1);
         }
     }
 
     /// The line that the call means and that has a message.
+    #[cold]
     fn choose(&mut self, local: u32, peer: u32) -> Result<usize, Code> {
         loop {
             let found = match (local, peer) {
@@ -184,7 +214,7 @@ impl Receiving {
     fn exactly(&mut self, local: u32, peer: u32) -> Result<usize, Code> {
         let at = self.lines.find(local, peer);
         let at = at.ok_or_else(|| self.lines.none(local, peer))?;
-        match self.look(at, true)? {
+        match self.look(at)? {
             Look::Message => Ok(at),
             Look::Nothing => Err(codes::CHANNEL_EMPTY),
             Look::Busy => Err(codes::CHANNEL_BUSY),
@@ -195,7 +225,7 @@ impl Receiving {
     fn first_with_message(&mut self, local: u32, peer: u32) -> Result<usize, Code> {
         let mut seen = Seen::default();
         for at in 0..self.lines.all.len() {
-            if self.lines.all[at].matches(local, peer) && seen.look(self.look(at, false)?) {
+            if self.has_message(at, local, peer, &mut seen)? {
                 return Ok(at);
             }
         }
@@ -215,46 +245,60 @@ impl Receiving {
                 self.turn = (self.turn + 1) % count;
                 self.left = MESSAGES_PER_TURN;
             }
-            let line = &self.lines.all[self.turn];
-            if !line.matches(local, peer) {
-                continue;
-            }
-            if line.failed.is_some() {
-                seen.failed = line.failed; // which was told once
-                continue;
-            }
-            if seen.look(self.look(self.turn, false)?) {
+            if self.has_message(self.turn, local, peer, &mut seen)? {
                 return Ok(self.turn);
             }
         }
         Err(seen.why_none(|| self.lines.none(local, peer)))
     }
 
-    fn look(&mut self, at: usize, patient: bool) -> Result<Look, Code> {
-        let mut receiver = self.lines.open(at, patient);
-        if let Ok(open) = &mut receiver
-            && let Err(TryRecvError::Closed) = open.peek()
-        {
-            receiver = self.lines.reopen(at);
+    /// True if a line is meant and has a message. Tells once that it failed, and then passes over it.
+    fn has_message(
+        &mut self,
+        at: usize,
+        local: u32,
+        peer: u32,
+        seen: &mut Seen,
+    ) -> Result<bool, Code> {
+        let line = &self.lines.all[at];
+        if !line.matches(local, peer) {
+            return Ok(false);
         }
-        let receiver = match receiver {
+        if line.failed.is_some() {
+            seen.failed = line.failed;
+            return Ok(false);
+        }
+        let look = self.look(at)?;
+        Ok(seen.look(look))
+    }
+
+    fn look(&mut self, at: usize) -> Result<Look, Code> {
+        let looked = self.look_into(at);
+        if let Err(code) = looked {
+            self.lines.all[at].failed = Some(code);
+            self.armed = None; // it is not to be watched any more
+        }
+        looked
+    }
+
+    fn look_into(&mut self, at: usize) -> Result<Look, Code> {
+        let receiver = match self.lines.open(at, false) {
             Ok(receiver) => receiver,
-            Err(codes::CHANNEL_BUSY) => return Ok(Look::Busy),
-            Err(codes::NO_CHANNEL) => return Ok(Look::Gone),
-            Err(code) => {
-                self.lines.all[at].failed = Some(code);
-                return Err(code);
-            }
+            Err(code) => return why_closed(code),
         };
-        match receiver.peek() {
-            Ok(_) => Ok(Look::Message),
+        // No borrow of it may live on to where another one takes its place.
+        let mut found = receiver.peek().map(drop);
+        if let Err(TryRecvError::Closed) = found {
+            found = match self.lines.reopen(at) {
+                Ok(receiver) => receiver.peek().map(drop),
+                Err(code) => return why_closed(code),
+            };
+        }
+        match found {
+            Ok(()) => Ok(Look::Message),
             Err(TryRecvError::Empty) => Ok(Look::Nothing),
             Err(TryRecvError::Closed) => Ok(Look::Gone), // deleted since it was taken
-            Err(error) => {
-                let code = error.into();
-                self.lines.all[at].failed = Some(code);
-                Err(code)
-            }
+            Err(error) => Err(codes::told(error)),
         }
     }
 
@@ -264,28 +308,64 @@ impl Receiving {
             return Err(codes::NOT_BOUND);
         }
         if self.ready.is_none() {
-            self.ready = Some(ReadyFd::new()?);
-            self.armed = (0, 0);
-            for at in 0..self.lines.all.len() {
-                self.look(at, false)?;
-            }
-            self.rest();
+            self.ready = Some(ReadyFd::new().map_err(codes::told)?);
+            self.watch();
         }
         let ready = self.ready.as_ref().expect("made above");
         Ok(ready.as_fd().as_raw_fd())
     }
 
+    /// After lines have come, or are to be tried anew: the descriptor, if there is one, is of all of them.
+    pub fn watch(&mut self) {
+        self.armed = None;
+        self.rest();
+    }
+
     /// After a look that found nothing: the descriptor is readable again when there is news.
     fn rest(&mut self) {
-        let now = (self.lines.version, self.lines.taken);
-        if let Some(ready) = &self.ready
-            && (ready.is_raised() || self.armed != now)
-        {
-            let lines = self.lines.all.iter().filter(|line| line.failed.is_none());
+        let armed = Some((self.lines.version, self.lines.taken));
+        match &self.ready {
+            None => return,
+            Some(ready) if !ready.is_raised() && self.armed == armed => return,
+            Some(_) => {}
+        }
+        // What the call did not look at: lines that are new or were busy, and after a change of the map next generations
+        // of rings.
+        let anew = self
+            .armed
+            .is_none_or(|(version, _)| version != self.lines.version);
+        for at in 0..self.lines.all.len() {
+            let line = &self.lines.all[at];
+            let look = line.failed.is_none() && (anew || (line.end.is_none() && !line.gone));
+            if look && self.look(at).is_err() {
+                self.lines.all[at].failed = None; // which is for a receiving call to tell
+            }
+        }
+        let all = &self.lines.all;
+        let again = all.iter().filter(|line| line.end.is_none() && !line.gone);
+        let again = again.filter_map(|line| line.retry_at).min();
+        let now = Some((self.lines.version, self.lines.taken));
+        let Some(ready) = &self.ready else { return };
+        if self.armed == now {
+            ready.arm_again(again);
+        } else {
+            let lines = all.iter().filter(|line| line.failed.is_none());
             let rings = lines.filter_map(|line| line.end.as_ref().map(End::ring));
             ready.arm(rings, &self.lines.bus, self.lines.version);
             self.armed = now;
+            if again.is_some() {
+                ready.arm_again(again);
+            }
         }
+    }
+}
+
+/// Why there is no end to look into.
+fn why_closed(code: Code) -> Result<Look, Code> {
+    match code {
+        codes::CHANNEL_BUSY => Ok(Look::Busy),
+        codes::NO_CHANNEL => Ok(Look::Gone),
+        code => Err(code),
     }
 }
 
@@ -322,7 +402,25 @@ impl Seen {
 #[inline(always)]
 fn chosen(end: &mut Option<Receiver>) -> Result<Message<'_>, Code> {
     let receiver = end.as_mut().ok_or(codes::INTERNAL)?;
-    Ok(receiver.peek()?)
+    receiver.peek().map_err(codes::told)
+}
+
+/// Copies a message that has nothing but its payload and releases it; `None`, and nothing done, unless it fits.
+///
+/// # Safety
+/// `data` is null or valid for writing `len` bytes.
+#[inline(always)]
+unsafe fn take_plain(message: Message<'_>, data: *mut u8, len: &mut usize) -> Option<()> {
+    let length = message.len();
+    if length > *len || data.is_null() || !message.is_plain() {
+        return None;
+    }
+    // SAFETY: not null, and valid for more by the caller's word.
+    let to = unsafe { std::slice::from_raw_parts_mut(data, length) };
+    message.read_at(0, to); // a plain one has no checksum
+    *len = length;
+    message.release();
+    Some(())
 }
 
 /// Copies the message and releases it, or says how long it is.
@@ -346,7 +444,7 @@ unsafe fn take(
         // SAFETY: not null, and valid for more by the caller's word.
         (false, false) => unsafe { std::slice::from_raw_parts_mut(data, message.len()) },
     };
-    message.copy_to(to)?;
+    message.copy_to(to).map_err(codes::told)?;
     message.read_hops(hops);
     message.release();
     Ok(())

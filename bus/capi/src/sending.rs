@@ -3,6 +3,7 @@
 use crate::codes::{self, Code};
 use crate::lines::{ALL, Lines};
 use bus::{Bus, Hops, Ring, Sender, TrySendError};
+use std::ffi::c_int;
 
 pub struct Sending {
     pub lines: Lines<Sender>,
@@ -67,40 +68,30 @@ impl Sending {
         }
     }
 
-    /// Sends from `src` to `dst`, which are filled in where they ask for the first that matches.
+    /// Sends by the channel of the last call, if this one names it; `None` for the general case.
     #[inline(always)]
-    pub fn send(
-        &mut self,
-        src: &mut u32,
-        dst: &mut u32,
-        message: &impl Message,
-    ) -> Result<(), Code> {
-        if let Some(sender) = self.lines.hit(*src, *dst) {
-            return match message.send(*src, sender) {
-                Ok(()) => Ok(()),
-                Err(TrySendError::Full) => Err(codes::CHANNEL_FULL),
-                // It is told there, or there is a new ring.
-                Err(_) => self.send_elsewhere(src, dst, message),
-            };
+    pub fn send_here(&mut self, src: u32, dst: u32, payload: &[u8]) -> Option<c_int> {
+        let sender = self.lines.hit(src, dst)?.end.as_mut()?;
+        match sender.try_send_here(payload)? {
+            true => Some(0),
+            false => Some(codes::CHANNEL_FULL.as_int()),
         }
-        self.send_elsewhere(src, dst, message)
     }
 
-    #[cold]
-    fn send_elsewhere(
+    /// Sends from `src` to `dst`; returns them, filled in where they ask for the first that matches.
+    pub fn send(
         &mut self,
-        src: &mut u32,
-        dst: &mut u32,
+        (src, dst): (u32, u32),
         message: &impl Message,
-    ) -> Result<(), Code> {
-        if *src == ALL || *dst == ALL {
-            return self.send_to_all(*src, *dst, message);
+    ) -> Result<(u32, u32), Code> {
+        if src == ALL || dst == ALL {
+            self.send_to_all(src, dst, message)?;
+            return Ok((src, dst));
         }
-        let at = self.lines.first(*src, *dst)?;
+        let at = self.lines.first(src, dst)?;
         self.send_by(at, message)?;
         self.lines.expect(at);
-        (*src, *dst) = (self.lines.all[at].local, self.lines.all[at].peer);
-        Ok(())
+        Ok((self.lines.all[at].local, self.lines.all[at].peer))
     }
 
     fn send_to_all(&mut self, src: u32, dst: u32, message: &impl Message) -> Result<(), Code> {
@@ -112,6 +103,8 @@ impl Sending {
             if self.lines.all[at].matches(src, dst) {
                 match self.send_by(at, message) {
                     Ok(()) => sent = true,
+                    // Deleted a moment ago.
+                    Err(codes::NO_CHANNEL) if self.lines.all[at].gone => {}
                     Err(code) => refused = refused.or(Some(code)),
                 }
             }
@@ -126,12 +119,12 @@ impl Sending {
 
     fn send_by(&mut self, at: usize, message: &impl Message) -> Result<(), Code> {
         let local = self.lines.all[at].local;
-        let mut result = message.send(local, self.lines.open(at, true)?);
+        let mut result = message.send(local, self.lines.open(at, false)?);
         if let Err(TrySendError::Closed) = result {
             result = message.send(local, self.lines.reopen(at)?);
         }
         let failed = matches!(result, Err(TrySendError::Failed(_)));
-        let result = result.map_err(Code::from);
+        let result = result.map_err(codes::told);
         if failed {
             self.lines.all[at].failed = result.err();
         }
@@ -139,7 +132,7 @@ impl Sending {
     }
 
     /// The outgoing and the incoming ring of the first channel that matches.
-    pub fn rings(&mut self, local: u32, peer: u32) -> Result<[Ring; 2], Code> {
+    pub fn rings(&mut self, local: u32, peer: u32) -> Result<&[Ring; 2], Code> {
         let at = self.lines.first(local, peer)?;
         self.lines.rings(at)
     }

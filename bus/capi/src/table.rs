@@ -25,7 +25,7 @@ pub struct Open {
 }
 
 struct Place {
-    /// Its handle; 0 for a free one.
+    /// Its handle; 0 for a free one, -1 for one that is being freed, or that a fork has left behind.
     handle: AtomicI32,
     open: AtomicPtr<Open>,
 }
@@ -48,12 +48,13 @@ struct Shared {
 struct Attached {
     bus: Bus,
     key: u32,
-    process: u32,
+    /// True in a forked child: it is the parent's.
+    forked: bool,
 }
 
 struct Locked(UnsafeCell<Shared>);
 
-// SAFETY: accessed by `with` alone, behind LOCK.
+// SAFETY: accessed by `with` and `leave_behind` alone, behind LOCK.
 unsafe impl Sync for Locked {}
 
 static SHARED: Locked = Locked(UnsafeCell::new(Shared {
@@ -76,11 +77,26 @@ extern "C" fn unlock() {
     LOCK.store(false, Release); // partner: Acquire in lock
 }
 
+/// A child has its parent's handles no more, so no call of it reaches what it would share with the parent: the event
+/// descriptor above all. Stores only, as befits a child.
+extern "C" fn leave_behind() {
+    // SAFETY: locked by `lock` before the fork, so this is the only reference.
+    if let Some(attached) = unsafe { &mut (*SHARED.0.get()).attached } {
+        attached.forked = true;
+    }
+    for place in &TABLE {
+        if place.handle.load(Relaxed) != 0 {
+            place.handle.store(-1, Relaxed); // the child has one thread
+        }
+    }
+    unlock();
+}
+
 fn with<T>(act: impl FnOnce(&mut Shared) -> T) -> T {
     static HANDLERS: Once = Once::new();
     HANDLERS.call_once(|| {
-        // SAFETY: the functions are what pthread_atfork asks for and touch nothing but the lock.
-        unsafe { libc::pthread_atfork(Some(lock), Some(unlock), Some(unlock)) };
+        // SAFETY: the functions are what pthread_atfork asks for and touch nothing but the lock and the table.
+        unsafe { libc::pthread_atfork(Some(lock), Some(unlock), Some(leave_behind)) };
     });
     struct Unlock;
     impl Drop for Unlock {
@@ -97,10 +113,9 @@ fn with<T>(act: impl FnOnce(&mut Shared) -> T) -> T {
 /// Attaches the process to the bus with this key.
 pub fn attach(text: &str) -> Result<(), Code> {
     let key = bus::parse_key(text).ok_or(codes::BAD_KEY)?;
-    let process = std::process::id();
     let known = with(|shared| {
         let attached = shared.attached.as_ref()?;
-        Some((attached.process == process, attached.key == key))
+        Some((!attached.forked, attached.key == key))
     });
     match known {
         Some((true, true)) => return Ok(()),
@@ -109,8 +124,12 @@ pub fn attach(text: &str) -> Result<(), Code> {
         Some((false, _)) => detach(),
         None => {}
     }
-    let bus = Bus::attach_at(Directory::path_for_key(key))?;
-    let attached = Attached { bus, key, process };
+    let bus = Bus::attach_at(Directory::path_for_key(key)).map_err(codes::told)?;
+    let attached = Attached {
+        bus,
+        key,
+        forked: false,
+    };
     with(|shared| shared.attached = Some(attached));
     Ok(())
 }
@@ -118,7 +137,10 @@ pub fn attach(text: &str) -> Result<(), Code> {
 /// Ends all handles and the attachment.
 pub fn detach() {
     for place in &TABLE {
-        close(place.handle.load(Acquire)); // partner: Release in open
+        // Acquire: partner of the Release in open. No other thread is in a call, by the thread rules, so -1 is of a fork.
+        if place.handle.load(Acquire) != 0 {
+            place.free();
+        }
     }
     // Dropped outside the lock.
     drop(with(|shared| shared.attached.take()));
@@ -128,7 +150,7 @@ pub fn detach() {
 pub fn bus() -> Result<Bus, Code> {
     with(|shared| match &shared.attached {
         None => Err(codes::NOT_INITIALIZED),
-        Some(attached) if attached.process != std::process::id() => Err(codes::FORKED),
+        Some(attached) if attached.forked => Err(codes::FORKED),
         Some(attached) => Ok(attached.bus.clone()),
     })
 }
@@ -155,15 +177,18 @@ pub fn open() -> Result<c_int, Code> {
     })
 }
 
-/// What a handle stands for.
+/// What a handle stands for, if there is such a one.
 #[inline(always)]
-pub fn find(handle: c_int) -> Result<*const Open, Code> {
+pub fn known(handle: c_int) -> Option<*const Open> {
     let place = &TABLE[handle as usize % PLACES];
-    // Acquire: partner of the Release in open. A free place has 0, one that is being freed -1.
-    if place.handle.load(Acquire) != handle || handle <= 0 {
-        return Err(no_handle());
-    }
-    Ok(place.open.load(Relaxed))
+    // Acquire: partner of the Release in open. A free place has 0, one that is being freed or was left behind -1.
+    let is_it = place.handle.load(Acquire) == handle && handle > 0;
+    is_it.then(|| place.open.load(Relaxed).cast_const())
+}
+
+/// The same, or why there is none.
+pub fn find(handle: c_int) -> Result<*const Open, Code> {
+    known(handle).ok_or_else(no_handle)
 }
 
 #[cold]
@@ -180,11 +205,21 @@ pub fn close(handle: c_int) -> bool {
         taken.is_ok()
     };
     if taken {
-        let open = place.open.swap(null_mut(), Relaxed);
-        // SAFETY: made by Box::into_raw in `open`; nobody else has taken it, and no call of this handle is under way, by
-        // the thread rules.
-        drop(unsafe { Box::from_raw(open) });
-        place.handle.store(0, Release); // free: partner is Relaxed in open, behind the lock
+        place.free();
     }
     taken
+}
+
+impl Place {
+    /// Of one whose handle is -1 by the caller, or by a fork.
+    fn free(&self) {
+        let open = self.open.swap(null_mut(), Relaxed);
+        // Null if a thread was here when the process forked.
+        if !open.is_null() {
+            // SAFETY: made by Box::into_raw in `open`; nobody else has taken it, and no call of this handle is under
+            // way, by the thread rules.
+            drop(unsafe { Box::from_raw(open) });
+        }
+        self.handle.store(0, Release); // free: partner is Relaxed in open, behind the lock
+    }
 }

@@ -145,13 +145,3 @@ fn the_header_has_the_functions() {
     assert!(exported.len() > 20, "{exported:#?}");
     assert_eq!(exported, declared);
 }
-
-/// Python's old module `libtbus` has the table of the crate `tbus`.
-#[test]
-fn codes_are_the_same_in_python() {
-    assert_eq!(codes::ALL, bus::codes::ALL);
-    for (name, code) in codes::ALL {
-        let code = code.cast_signed();
-        assert_eq!(codes::text(code), bus::codes::text(code), "{name}");
-    }
-}

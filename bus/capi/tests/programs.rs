@@ -5,6 +5,7 @@ mod channels;
 
 use c::{Link, Running, command, compile, have, library, must};
 use channels::{Channels, address};
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Command;
 
@@ -49,6 +50,41 @@ fn a_full_channel_refuses_and_a_short_buffer_loses_nothing() {
 #[test]
 fn the_descriptor_wakes_an_epoll_loop() {
     check("events");
+}
+
+#[test]
+fn the_descriptor_knows_what_was_bound_or_taken_later() {
+    check("later");
+}
+
+#[test]
+fn the_descriptor_knows_what_was_added_while_another_address_is_received_from() {
+    let channels = Channels::new("added");
+    let program = compile("use.c", Link::Shared, &channels.shm);
+    let mut running = Running::start(&mut command(&program, &channels.shm, &["added"]));
+    let mut output = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    assert_eq!(output.next().unwrap().unwrap(), "ready");
+    channels.write(&[(1, 2), (1, 9)]);
+    running.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(output.next().unwrap().unwrap(), "done");
+    assert!(running.0.wait().unwrap().success());
+}
+
+#[test]
+fn no_call_waits_for_an_end_that_another_has() {
+    check("busy");
+}
+
+#[test]
+fn a_damaged_channel_stops_no_other() {
+    let channels = Channels::new("damaged");
+    let endpoint = channels.bus().bind(address(1)).unwrap();
+    let [_, from_two] = endpoint.rings(address(2)).unwrap();
+    let file = OpenOptions::new().write(true).open(from_two.path());
+    file.unwrap().write_all(b"no ring ").unwrap();
+    let program = compile("use.c", Link::Shared, &channels.shm);
+    let text = Running::start(&mut command(&program, &channels.shm, &["damaged"])).end();
+    assert_eq!(text, "done\n");
 }
 
 #[test]

@@ -2,7 +2,7 @@
  * tbus: message channels between processes, in shared memory, that stretch across hosts.
  *
  * Order of use: tbus_init_ex, tbus_new, tbus_addr_aton, tbus_bind; then tbus_send and tbus_recv; tbus_delete, tbus_fini.
- * No call waits for a message or for room: see tbus_get_event_fd.
+ * No call waits for a message, for room or for an end that somebody has: see tbus_get_event_fd, and tbus_refresh_handle.
  *
  * Results. TBUS_SUCCESS, or an error: a negative int, the bits of one of the TBUS_ERR_ codes. Compare as
  * (unsigned)ret == TBUS_ERR_CHANNEL_EMPTY. A wrong call gets an error, never a crash, as long as its pointers are null or
@@ -115,8 +115,10 @@ const char *tbus_addr_ntop(TBUSADDR addr, char *text, size_t size);
 int tbus_bind(int handle, const TBUSADDR addr);
 int tbus_bind_by_str(int handle, const char *addr);
 
-/* Looks at the map now, and tries anew what failed or was busy. Without it, channels that are added are found by calls for
- * first, all, or the new address itself. */
+/* Looks at the map now, and tries anew what failed or was busy; this call alone may wait, up to about a fifth of a second,
+ * for an end that somebody has. What tbus_peek_msg showed of a channel that failed is no longer valid. Without it, channels
+ * that are added are found by calls for first, all, or the new address itself, and an end that was busy is tried again after a
+ * tenth of a second. */
 int tbus_refresh_handle(int handle);
 
 /* ---- Sending ---- */
@@ -141,7 +143,7 @@ int tbus_backward(int handle, TBUSADDR *src, TBUSADDR *dst, const void *data, si
 int tbus_recv(int handle, TBUSADDR *src, TBUSADDR *dst, void *data, size_t *len, int flag);
 
 /* Shows the next message where it lies. It stays the next one, and *data valid, until it is deleted or received, the channel is deleted,
- * or the handle ends. The sending process could still change it. */
+ * tbus_refresh_handle is called after the channel failed, or the handle ends. The sending process could still change it. */
 int tbus_peek_msg(int handle, TBUSADDR *src, TBUSADDR *dst, const char **data, size_t *len, int flag);
 
 /* Deletes the message that tbus_peek_msg showed, of the channel that it showed last if first or all is asked for. */
@@ -153,8 +155,9 @@ int tbus_get_hops(int handle, TBUSADDR *hops, size_t *count);
 
 /* A descriptor, or an error. It is readable while a channel of the handle may have a message: wait for it with poll or
  * epoll, then receive until TBUS_ERR_CHANNEL_EMPTY, which makes it unreadable; now and then there is nothing to receive. Do not read, write or close it. Takes the receiving
- * ends of all channels of the handle. Channels added later make it readable too, within a tenth of a second. It ends with
- * the handle. */
+ * ends of all channels of the handle, those included that are bound or added later, which make it readable within a tenth
+ * of a second; for ends that somebody else has it is readable each tenth of a second, to try again. It ends with the
+ * handle. */
 int tbus_get_event_fd(int handle);
 
 /* ---- What is in a channel ---- */

@@ -1,7 +1,10 @@
 /* Wrong use: each call must return its error, and none crash. */
 #include "check.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -201,8 +204,11 @@ static void forked(void)
 {
     int one = bound("0.0.1.1"), two = bound("0.0.2.1"), fresh, status;
     TBUSADDR a = address("0.0.1.1"), b = address("0.0.2.1"), c = address("0.0.3.1");
-    CHECK(tbus_get_event_fd(two) >= 0);
+    int fd = tbus_get_event_fd(two);
+    CHECK(fd >= 0);
     OK(send_text(one, a, b, "before"));
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    CHECK(poll(&readable, 1, 20000) == 1);
     set(a, b);
     OK(tbus_peek_msg(two, &src, &dst, &peeked, &len, 0));
     fflush(NULL);
@@ -216,16 +222,20 @@ static void forked(void)
         set(a, b);
         EXPECT(TBUS_ERR_FORKED, tbus_delete_msg(two, &src, &dst, 0));
         EXPECT(TBUS_ERR_FORKED, tbus_new(&fresh));
-        EXPECT(TBUS_ERR_FORKED, tbus_bind(one, b));
+        all_are(TBUS_ERR_FORKED, one);
+        all_are(TBUS_ERR_FORKED, two);
         CHECK(peeked[0] == 0); /* no crash, and nothing of the parent's */
         if (a & 1)
             tbus_fini(); /* tbus_init_ex alone does as well, see below */
+        CHECK(fcntl(fd, F_GETFD) == -1 && errno == EBADF); /* nothing is left of the parent's */
         OK(tbus_init_ex("1000", 0));
+        all_are(TBUS_ERR_BAD_HANDLE, two);
         int three = bound("0.0.3.1");
         OK(send_text(three, c, a, "from the child"));
         exit(0);
     }
     CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(poll(&readable, 1, 0) == 1); /* the parent's descriptor is as it was */
     receive_text(one, c, "from the child");
     receive_text(two, a, "before");
     child = fork();

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,6 +34,12 @@ static void peek(void)
     CHECK(receive_text(two, a, "second") == a);
     EXPECT(TBUS_ERR_NO_MSG_PEEKED, tbus_delete_msg(two, &src, &dst, 0));
     EXPECT(TBUS_ERR_CHANNEL_EMPTY, tbus_peek_msg(two, &src, &dst, &data, &len, 0));
+    /* Both addresses in one place: it is one of the two afterwards. */
+    OK(send_text(one, a, b, "third"));
+    char room[8];
+    len = sizeof room, src = TBUS_ADDR_ALL;
+    OK(tbus_recv(two, &src, &src, room, &len, 0));
+    CHECK(len == 5 && (src == a || src == b));
 }
 
 static void iovec(void)
@@ -290,6 +297,99 @@ static void events(void)
     receive_text(one, TBUS_ADDR_ALL, "before");
 }
 
+/* What the descriptor of a handle is told of that it did not have when the descriptor was made. */
+static void later(void)
+{
+    int two = bound("0.0.2.1"), three = bound("0.0.4.1"), epoll = watched(three);
+    OK(tbus_bind(three, c));
+    readable(epoll, 0, 150);
+    OK(send_text(two, b, c, "bound later"));
+    readable(epoll, 1, 20000);
+    receive_text(three, b, "bound later");
+    /* An end that another handle has until it ends. */
+    int first = bound("0.0.1.1"), second = bound("0.0.1.1");
+    EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(first, b));
+    epoll = watched(second);
+    EXPECT(TBUS_ERR_CHANNEL_BUSY, receive_nothing(second, b));
+    OK(send_text(two, b, a, "taken later"));
+    tbus_delete(&first);
+    for (int i = 0;; i++) {
+        readable(epoll, 1, 20000);
+        char data[16];
+        size_t len = sizeof data;
+        TBUSADDR src = b, dst = a;
+        unsigned ret = (unsigned)tbus_recv(second, &src, &dst, data, &len, 0);
+        if (ret == TBUS_SUCCESS)
+            break;
+        CHECK(ret == TBUS_ERR_CHANNEL_BUSY && i < 100); /* it may be told to look again, not over and over */
+    }
+    do
+        EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(second, b));
+    while (epoll_wait(epoll, &(struct epoll_event){0}, 1, 0) != 0);
+    readable(epoll, 0, 250);
+}
+
+/* A channel that is added while the program receives by exact address. */
+static void added(void)
+{
+    int one = bound("0.0.1.1"), epoll = watched(one);
+    puts("ready"), fflush(stdout);
+    readable(epoll, 1, 20000);
+    CHECK(getchar() == '\n');
+    do
+        EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(one, b));
+    while (epoll_wait(epoll, &(struct epoll_event){0}, 1, 250) != 0);
+    int nine = bound("0.0.9.1");
+    TBUSADDR e = address("0.0.9.1");
+    OK(send_text(nine, e, a, "from nine"));
+    readable(epoll, 1, 20000);
+    receive_text(one, e, "from nine");
+}
+
+/* How often the process slept so far. */
+static long sleeps(void)
+{
+    struct rusage usage;
+    CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
+    return usage.ru_nvcsw;
+}
+
+/* Ends that others have do not make a call wait. */
+static void busy(void)
+{
+    int one = bound("0.0.1.1"), other = bound("0.0.1.1");
+    OK(send_text(one, a, TBUS_ADDR_ALL, "taken"));
+    EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(one, TBUS_ADDR_ALL));
+    long before = sleeps();
+    EXPECT(TBUS_ERR_CHANNEL_BUSY, send_text(other, a, b, "x"));
+    EXPECT(TBUS_ERR_CHANNEL_BUSY, send_text(other, a, TBUS_ADDR_ALL, "x"));
+    EXPECT(TBUS_ERR_CHANNEL_BUSY, receive_nothing(other, b));
+    EXPECT(TBUS_ERR_CHANNEL_BUSY, receive_nothing(other, TBUS_ADDR_ALL));
+    CHECK(sleeps() - before < 20);
+    tbus_delete(&one);
+    OK(tbus_refresh_handle(other));
+    OK(send_text(other, a, TBUS_ADDR_ALL, "x"));
+    EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(other, b));
+}
+
+/* The channel from 0.0.2.1 to 0.0.1.1 is damaged: that is told, and stops no other. */
+static void damaged(void)
+{
+    int one = bound("0.0.1.1"), three = bound("0.0.3.1"), epoll = watched(one);
+    OK(send_text(three, c, a, "first"));
+    readable(epoll, 1, 20000);
+    EXPECT(TBUS_ERR_CHANNEL_DAMAGED, receive_nothing(one, TBUS_ADDR_FIRST));
+    receive_text(one, TBUS_ADDR_FIRST, "first");
+    EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(one, TBUS_ADDR_FIRST));
+    OK(send_text(three, c, a, "second"));
+    readable(epoll, 1, 20000);
+    EXPECT(TBUS_ERR_CHANNEL_DAMAGED, receive_nothing(one, b));
+    receive_text(one, TBUS_ADDR_ALL, "second");
+    OK(tbus_refresh_handle(one));
+    EXPECT(TBUS_ERR_CHANNEL_DAMAGED, receive_nothing(one, TBUS_ADDR_ALL));
+    EXPECT(TBUS_ERR_CHANNEL_EMPTY, receive_nothing(one, TBUS_ADDR_ALL));
+}
+
 /* Told on standard input when 0.0.1.1 has a channel with 0.0.9.1, and when that is deleted. */
 static void live(void)
 {
@@ -392,7 +492,8 @@ int main(int argc, char **argv)
         const char *name;
         void (*run)(void);
     } checks[] = {{"peek", peek},     {"iovec", iovec}, {"broadcast", broadcast}, {"any", any},        {"hops", hops},
-                  {"full", full},     {"events", events}, {"live", live},         {"threads", threads}};
+                  {"full", full},     {"events", events}, {"live", live},         {"threads", threads},
+                  {"later", later}, {"added", added}, {"busy", busy},         {"damaged", damaged}};
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (argc == 2 && strcmp(argv[1], checks[i].name) == 0) {
             OK(tbus_init_ex("1000", 0));
