@@ -3,6 +3,7 @@
 mod rdma;
 mod ucx;
 
+use bindgen::{Builder, EnumVariation, Formatter, RustEdition, RustTarget};
 use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,32 @@ fn main() -> ExitCode {
 fn bindings(directory: &Path) -> Result<(), Box<dyn Error>> {
     write(&directory.join("rdma-sys/src/bindings"), rdma::bindings()?)?;
     write(&directory.join("ucx-sys/src/bindings"), ucx::bindings()?)
+}
+
+/// What all bindings have in common: they begin with `note`, are made from `header`, and have these functions, opened at run time.
+fn builder(note: &str, header: &str, functions: &[&str]) -> Result<Builder, Box<dyn Error>> {
+    let mut builder = bindgen::builder()
+        .rust_target(RustTarget::stable(89, 0).map_err(|error| error.to_string())?)
+        .header_contents("listed.h", header)
+        .rust_edition(RustEdition::Edition2024)
+        .formatter(Formatter::None)
+        .disable_header_comment()
+        .raw_line(note)
+        .generate_comments(false)
+        .layout_tests(true)
+        .derive_debug(false)
+        .prepend_enum_name(false)
+        .default_enum_style(EnumVariation::NewType {
+            is_bitfield: false,
+            is_global: false,
+        })
+        .dynamic_link_require_all(true)
+        // Taken from libc: they differ from one processor's glibc to the next.
+        .blocklist_file(".*/(bits|netinet|sys)/.*");
+    for function in functions {
+        builder = builder.allowlist_function(function);
+    }
+    Ok(builder)
 }
 
 fn write(directory: &Path, files: Vec<(&str, String)>) -> Result<(), Box<dyn Error>> {

@@ -1,10 +1,10 @@
 //! libibverbs and librdmacm. Only what is listed here is bound, so the output is the same from the headers of all versions that
 //! were tried: 44 (Debian 12), 56 (Debian 13) and 65.
 
+use bindgen::Builder;
 use bindgen::callbacks::{
     DeriveTrait, EnumVariantCustomBehavior, EnumVariantValue, ImplementsTrait, ParseCallbacks,
 };
-use bindgen::{Builder, EnumVariation, Formatter, RustEdition, RustTarget};
 use std::error::Error;
 
 /// What both files begin with.
@@ -208,29 +208,9 @@ impl ParseCallbacks for Callbacks {
 }
 
 fn builder(header: &str, functions: &[&str]) -> Result<Builder, Box<dyn Error>> {
-    let mut builder = bindgen::builder()
-        .rust_target(RustTarget::stable(89, 0).map_err(|error| error.to_string())?)
-        .header_contents("listed.h", header)
-        .rust_edition(RustEdition::Edition2024)
-        .formatter(Formatter::None)
-        .disable_header_comment()
-        .raw_line(NOTE)
-        .generate_comments(false)
-        .layout_tests(true)
-        .derive_debug(false)
-        .prepend_enum_name(false)
-        .default_enum_style(EnumVariation::NewType {
-            is_bitfield: false,
-            is_global: false,
-        })
+    let builder = crate::builder(NOTE, header, functions)?
         .bitfield_enum("ibv_(access|send)_flags|ibv_wc_flags|ibv_qp_attr_mask")
-        .dynamic_link_require_all(true)
-        // Taken from libc: they differ from one processor's glibc to the next.
-        .blocklist_file(".*/(bits|netinet|sys)/.*")
         .parse_callbacks(Box::new(Callbacks));
-    for function in functions {
-        builder = builder.allowlist_function(function);
-    }
     Ok(builder)
 }
 

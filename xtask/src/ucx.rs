@@ -1,8 +1,8 @@
 //! UCP of UCX. Only what is listed here is bound, so the output is the same from the headers of all versions that were tried: 1.13
 //! (Debian 12), 1.14 and 1.22.
 
+use bindgen::Builder;
 use bindgen::callbacks::{EnumVariantCustomBehavior, EnumVariantValue, ParseCallbacks};
-use bindgen::{Builder, EnumVariation, Formatter, RustEdition, RustTarget};
 use std::error::Error;
 
 const NOTE: &str = "\
@@ -172,26 +172,10 @@ impl ParseCallbacks for Callbacks {
 }
 
 fn builder() -> Result<Builder, Box<dyn Error>> {
-    let mut builder = bindgen::builder()
-        .rust_target(RustTarget::stable(89, 0).map_err(|error| error.to_string())?)
-        .header_contents("listed.h", HEADER)
-        .rust_edition(RustEdition::Edition2024)
-        .formatter(Formatter::None)
-        .disable_header_comment()
-        .raw_line(NOTE)
+    let builder = crate::builder(NOTE, HEADER, FUNCTIONS)?
         .raw_line("use libc::{FILE, sockaddr, sockaddr_storage, socklen_t};")
-        .generate_comments(false)
-        .layout_tests(true)
-        .derive_debug(false)
-        .prepend_enum_name(false)
-        .default_enum_style(EnumVariation::NewType {
-            is_bitfield: false,
-            is_global: false,
-        })
         .dynamic_library_name("Ucp")
-        .dynamic_link_require_all(true)
         .parse_callbacks(Box::new(Callbacks))
-        .blocklist_file(".*/(bits|netinet|sys)/.*")
         .blocklist_type("FILE|_IO_FILE")
         .blocklist_type("ucp_params(_t)?|ucp_mem_map_params(_t)?|ucp_request_param_t(__bindgen.*)?")
         .allowlist_type("context_params|map_params|request_param")
@@ -199,9 +183,6 @@ fn builder() -> Result<Builder, Box<dyn Error>> {
         .raw_line("pub type ucp_params_t = context_params;")
         .raw_line("pub type ucp_mem_map_params_t = map_params;")
         .raw_line("pub type ucp_request_param_t = request_param;");
-    for function in FUNCTIONS {
-        builder = builder.allowlist_function(function);
-    }
     Ok(builder)
 }
 
