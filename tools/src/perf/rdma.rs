@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 use tbus_transport::tcp_network::rdma_address;
 
@@ -20,8 +20,8 @@ use tbus_transport::tcp_network::rdma_address;
 const FORMAT: &str = "tbusperf-rdma";
 /// A program of others listens after so long. It says nothing of it, so who asks too early asks again.
 const LISTENS: Duration = Duration::from_millis(300);
-/// So often.
-const TRIES: usize = 10;
+/// So often, and later each time.
+const TRIES: u32 = 10;
 /// A program that takes so much longer than it was told hangs.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Round trips of perftest and rsocket.
@@ -299,9 +299,9 @@ impl Bench<'_> {
             Ended::new(&mut command)
         };
         let mut why = String::new();
-        for _ in 0..TRIES {
+        for tries in 1..=TRIES {
             let _server = on(0, &[])?;
-            sleep(LISTENS);
+            sleep(tries * LISTENS);
             let text = match self.output(on(1, client)?, program) {
                 Ok(text) => text,
                 Err(error) => {
@@ -321,6 +321,9 @@ impl Bench<'_> {
     }
 
     fn output(&self, mut child: Ended, name: &str) -> Result<String> {
+        // While it runs, for a pipe holds less than it may write.
+        let text = read_all(child.0.stdout.take());
+        let error = read_all(child.0.stderr.take());
         let deadline = Instant::now() + LONGEST + 10 * self.options.time;
         while child.0.try_wait()?.is_none() {
             if Instant::now() > deadline {
@@ -328,12 +331,10 @@ impl Bench<'_> {
             }
             sleep(Duration::from_millis(20));
         }
-        let (mut text, mut error) = (String::new(), String::new());
-        let streams = (child.0.stdout.take(), child.0.stderr.take());
-        if let (Some(mut out), Some(mut err)) = streams {
-            out.read_to_string(&mut text)?;
-            err.read_to_string(&mut error)?;
-        }
+        let (text, error) = (
+            text.join().unwrap_or_default(),
+            error.join().unwrap_or_default(),
+        );
         match child.0.wait()? {
             status if status.success() => Ok(text),
             status => Err(format!("{name}: {status}\n{text}{error}").trim_end().into()),
@@ -359,6 +360,15 @@ impl Drop for Ended {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn read_all(stream: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read before an error is all there is.
+        let _ = stream.map(|mut stream| stream.read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 fn column(line: &str, index: usize) -> Result<f64> {
