@@ -202,6 +202,11 @@ Options:
       --status
           Ask the running relay of this file
 
+      --switch <NODE=TRANSPORT>
+          Have the running relay of this file use a transport with a peer: verbs, ucx, tcp, or auto
+          for what the routes say; it must be one that the routes name, and if it fails others
+          serve. It holds until the relay ends
+
       --json
           Print JSON
 
@@ -233,12 +238,17 @@ What else may be set, with what holds if it is not:
   drain = 5                     # seconds that SIGTERM waits for what is in the rings
   alarm_full = 80               # percent of a ring
   alarm_age = 10                # seconds that messages may wait
+  hold_down = 2                 # seconds that a transport rests after it has failed, and at most
+  hold_down_max = 60
 
 Examples:
-  tbusd -c tbusd.toml --check   read the file and all that it names, look at the port; do nothing
-  tbusd -c tbusd.toml           run until SIGTERM or SIGINT
-  tbusd -c tbusd.toml --status  peers, rings, alarms, and what became of the last SIGHUP; --json for
-  programs
+  tbusd -c tbusd.toml --check         read the file and all that it names, look at the port; do
+  nothing
+  tbusd -c tbusd.toml                 run until SIGTERM or SIGINT
+  tbusd -c tbusd.toml --status        peers, rings, alarms, and what became of the last SIGHUP;
+  --json for programs
+  tbusd -c tbusd.toml --switch 7=tcp  data of node 7 go by TCP from now on; nothing is lost. 7=auto:
+  as its routes say again
 
 Environment:
   TBUS_SHM_DIR                  where the directories of maps are; /dev/shm if not set
@@ -311,7 +321,7 @@ tbusd: the file is refused; nothing was changed
 "#]]);
     place.check_changed("node = 1", "nod = 1", 3, str![[r#"
 bad.toml:1:1: the file has no node; add it
-bad.toml:2:1: nod is not known in the relay's file; known are cluster, node, gcim_key, relay_key, listen, metrics, drain, alarm_full, alarm_age, workers, security, certificate, private_key, authority, allow
+bad.toml:2:1: nod is not known in the relay's file; known are cluster, node, gcim_key, relay_key, listen, metrics, drain, alarm_full, alarm_age, hold_down, hold_down_max, workers, security, certificate, private_key, authority, allow
 tbusd: the file is refused; nothing was changed
 
 "#]]);

@@ -34,7 +34,7 @@ const RETRY: std::ops::Range<Nanos> = 50_000_000..10_000_000_000;
 pub enum Demand {
     /// Nothing, or something that the session did itself.
     Nothing,
-    /// Make the link, to the transport's port of the peer.
+    /// Make the link, to the transport's port of the peer; if there is one, make another beside it, for a trial.
     Connect {
         /// A bit, as in HELLO.
         transport: u8,
@@ -76,6 +76,13 @@ pub enum Demand {
         slot: u32,
         /// Which.
         gap: Gap,
+    },
+    /// The peer does not make the link that was offered with this token.
+    Declined {
+        /// Of the offer.
+        token: Token,
+        /// For people.
+        text: String,
     },
     /// The connection ends, by the peer.
     Bye {
@@ -223,19 +230,21 @@ impl Session {
         }
     }
 
-    /// The control connection is there and greeted. Who was dialled offers the link: its transport, the port
-    /// of that, and a fresh random token.
-    pub fn begin(&mut self, now: Nanos, offer: Option<(u8, u16, Token)>, frames: &mut Vec<Frame>) {
+    /// The control connection is there and greeted.
+    pub fn begin(&mut self, now: Nanos) {
         self.down();
         (self.heard, self.answered, self.beat_due) = (now, now, now);
         (self.beats, self.echo, self.peer_beat) = (0, 0, 0);
-        if let Some((transport, port, token)) = offer {
-            self.token = Some(token);
-            frames.push(Frame::Offer {
-                transport,
-                port,
-                token,
-            });
+    }
+
+    /// Who was dialled offers the link, in place of what was offered before: its transport, the port of that, and a fresh random
+    /// token.
+    pub fn offer(&mut self, transport: u8, port: u16, token: Token) -> Frame {
+        self.token = Some(token);
+        Frame::Offer {
+            transport,
+            port,
+            token,
         }
     }
 
@@ -355,14 +364,11 @@ impl Session {
                 transport,
                 port,
                 token,
-            } => match self.up {
-                true => violation("an OFFER while there is a link"),
-                false => Ok(Demand::Connect {
-                    transport,
-                    port,
-                    token,
-                }),
-            },
+            } => Ok(Demand::Connect {
+                transport,
+                port,
+                token,
+            }),
             Frame::Open(_) if self.incoming.len() >= SLOTS => {
                 violation(format!("more than {SLOTS} rings opened on one connection"))
             }
@@ -431,6 +437,7 @@ impl Session {
                 }
                 Ok(Demand::Nothing)
             }
+            Frame::Decline { token, text } => Ok(Demand::Declined { token, text }),
             Frame::Bye { why, text } => Ok(Demand::Bye { why, text }),
         }
     }

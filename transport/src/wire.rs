@@ -21,6 +21,8 @@ pub const PROTOCOL_MAX: u16 = 1;
 pub const TRANSPORT_TCP: u8 = 1;
 /// The transport of data by RDMA writes. They are in clear, whoever watches.
 pub const TRANSPORT_VERBS: u8 = 2;
+/// The transport of data by UCX, in clear too.
+pub const TRANSPORT_UCX: u8 = 4;
 /// The transport of data with TLS over TCP.
 pub const TRANSPORT_TLS: u8 = 8;
 /// Bytes before a frame's body.
@@ -155,6 +157,10 @@ pub enum Goodbye {
     Violation = 10,
     /// The peer is not who it says, or the two do not agree on security.
     Security = 11,
+    /// The control connection failed.
+    Control = 12,
+    /// There is no transport for data that both relays have, and that their routes allow.
+    Transport = 13,
 }
 
 /// What the control connection carries.
@@ -162,7 +168,8 @@ pub enum Goodbye {
 pub enum Frame {
     /// Who I am.
     Hello(Hello),
-    /// From who was dialled: the link may be made, with this token. The transport is a bit as in [`Hello::capabilities`];
+    /// From who was dialled: the link may be made, with this token; or, while there is one, one of another transport beside
+    /// it, for a trial. The transport is a bit as in [`Hello::capabilities`];
     /// the port is the transport's, 0 for the one dialled.
     Offer {
         /// Which transport.
@@ -222,6 +229,13 @@ pub enum Frame {
         number: u64,
         /// The last number that came from the other side.
         echo: u64,
+    },
+    /// What was offered does not come to be.
+    Decline {
+        /// Of the OFFER.
+        token: Token,
+        /// Why, for people.
+        text: String,
     },
     /// The connection ends.
     Bye {
@@ -361,7 +375,7 @@ impl Goodbye {
         use Goodbye::*;
         [
             Protocol, Cluster, Node, NoRoute, NotYours, Replaced, Ending, Silence, Link, Violation,
-            Security,
+            Security, Control, Transport,
         ]
         .into_iter()
         .find(|g| *g as u16 == number)
@@ -370,7 +384,7 @@ impl Goodbye {
 
 impl Frame {
     /// Names of the types, in the order of their numbers from 1 on.
-    pub const TYPES: [&str; 11] = [
+    pub const TYPES: [&str; 12] = [
         "HELLO",
         "OFFER",
         "ATTACH",
@@ -382,6 +396,7 @@ impl Frame {
         "GAP",
         "HEARTBEAT",
         "BYE",
+        "DECLINE",
     ];
 
     fn number(&self) -> u8 {
@@ -397,6 +412,7 @@ impl Frame {
             Frame::Gap { .. } => 9,
             Frame::Heartbeat { .. } => 10,
             Frame::Bye { .. } => 11,
+            Frame::Decline { .. } => 12,
         }
     }
 
@@ -477,6 +493,9 @@ impl Frame {
             }
             Frame::Bye { why, text } => {
                 w.u16(*why as u16).text(text);
+            }
+            Frame::Decline { token, text } => {
+                w.bytes(&token.0).text(text);
             }
         }
         let length = (out.len() - begin - FRAME_HEADER) as u32;
@@ -595,12 +614,16 @@ impl Frame {
                 number: r.u64()?,
                 echo: r.u64()?,
             },
-            _ => Frame::Bye {
+            11 => Frame::Bye {
                 why: {
                     let number = r.u16()?;
                     Goodbye::from_number(number)
                         .ok_or_else(|| Malformed(format!("no goodbye has number {number}")))?
                 },
+                text: r.text()?,
+            },
+            _ => Frame::Decline {
+                token: r.token()?,
                 text: r.text()?,
             },
         })

@@ -190,6 +190,9 @@ fn body_fields(frame: &Frame) -> Fields {
             ("why", le((*why as u16).to_le_bytes())),
             ("text", text(words)),
         ],
+        Frame::Decline { token, text: words } => {
+            vec![("token", le(token.0)), ("text", text(words))]
+        }
     }
 }
 
@@ -298,6 +301,10 @@ fn two_of_each() -> Vec<[Frame; 2]> {
             },
             Frame::Bye {
                 why: if second { Goodbye::Link } else { Goodbye::Node },
+                text: words("any"),
+            },
+            Frame::Decline {
+                token: Token(n.of()),
                 text: words("any"),
             },
         ]
@@ -799,7 +806,7 @@ fn an_unanswered_peer_is_down_when_the_document_says() {
     let limit = nanos(&rest[..rest.find(" ms").expect("milliseconds") + 3]);
     let survives = |until: u64| {
         let (mut session, mut frames) = (Session::new(0), Vec::new());
-        session.begin(0, None, &mut frames);
+        session.begin(0);
         for number in 1.. {
             let now = (number * 100_000_000).min(until);
             // It speaks, but hears nothing.

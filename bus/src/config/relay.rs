@@ -10,6 +10,8 @@
 //! drain = 5                       # the default; seconds that the end waits for what is in the rings
 //! alarm_full = 80                 # the default; a ring that is so full, in percent, is told
 //! alarm_age = 10                  # the default; what nobody has taken for so many seconds is told
+//! hold_down = 2                   # the default; a transport that has failed rests for so many seconds, then twice as long
+//! hold_down_max = 60              # the default; and so long at most
 //! workers = 2                     # default: as many as peers, at most as many as processors
 //! security = "encrypt"            # the default; authenticate, none
 //! certificate = "node1.pem"       # the next three for all but none; relative to this file
@@ -43,6 +45,9 @@ pub const DRAIN: u64 = 5;
 pub const ALARM_FULL: u64 = 80;
 /// So old are messages, in seconds, that are told, if nothing else is given.
 pub const ALARM_AGE: u64 = 10;
+/// Seconds that a transport rests after it has failed, the first time and at most.
+const HOLD_DOWN: u64 = 2;
+const HOLD_DOWN_MAX: u64 = 60;
 /// The most seconds that may be given.
 const MAX_SECONDS: u64 = 86_400;
 /// The most workers.
@@ -126,6 +131,10 @@ pub struct RelayConfig {
     pub alarm_full: u64,
     /// What nobody has taken for so long is told.
     pub alarm_age: Duration,
+    /// What has failed rests for so long the first time.
+    pub hold_down: Duration,
+    /// And at most for so long.
+    pub hold_down_max: Duration,
     /// Threads that move data; `None`: as many as peers, at most as many as processors.
     pub workers: Option<usize>,
     /// For peers that `allow` says nothing else about.
@@ -179,6 +188,8 @@ impl Reader {
             "drain",
             "alarm_full",
             "alarm_age",
+            "hold_down",
+            "hold_down_max",
             "workers",
             "security",
             "certificate",
@@ -208,6 +219,10 @@ impl Reader {
         let drain = self.up_to(&mut fields, "drain", 0..=MAX_SECONDS, DRAIN);
         let alarm_full = self.up_to(&mut fields, "alarm_full", 1..=100, ALARM_FULL);
         let alarm_age = self.up_to(&mut fields, "alarm_age", 1..=MAX_SECONDS, ALARM_AGE);
+        let hold_down = self.up_to(&mut fields, "hold_down", 1..=MAX_SECONDS, HOLD_DOWN);
+        let least = hold_down.unwrap_or(HOLD_DOWN);
+        let longest = HOLD_DOWN_MAX.max(least);
+        let hold_down_max = self.up_to(&mut fields, "hold_down_max", least..=MAX_SECONDS, longest);
         let workers = match fields.take("workers") {
             Some(node) => self.workers(node).map(Some),
             None => Some(None),
@@ -236,6 +251,8 @@ impl Reader {
             drain: Duration::from_secs(drain?),
             alarm_full: alarm_full?,
             alarm_age: Duration::from_secs(alarm_age?),
+            hold_down: Duration::from_secs(hold_down?),
+            hold_down_max: Duration::from_secs(hold_down_max?),
             workers: workers?,
             security: security?,
             pem: pem?,

@@ -7,6 +7,8 @@ relay_key = 0xA80
 listen = "10.1.44.61"
 metrics = "[::1]:9200"
 workers = 3
+hold_down = 3
+hold_down_max = 4
 security = "encrypt"
 certificate = "node1.pem"
 private_key = "/etc/tbus/node1.key"
@@ -51,6 +53,8 @@ fn reads_every_key() {
             drain: Duration::from_secs(DRAIN),
             alarm_full: ALARM_FULL,
             alarm_age: Duration::from_secs(ALARM_AGE),
+            hold_down: Duration::from_secs(3),
+            hold_down_max: Duration::from_secs(4),
             workers: Some(3),
             security: Security::Encrypt,
             pem: Some(PemFiles {
@@ -85,7 +89,11 @@ fn has_defaults() {
     let config = parse(least).unwrap();
     assert_eq!(config.listen, "0.0.0.0:1027".parse().unwrap());
     assert_eq!(config.metrics, Some("127.0.0.1:9127".parse().unwrap()));
-    assert_eq!((config.workers, config.pem), (None, None));
+    assert_eq!((config.workers, &config.pem), (None, &None));
+    let rests = |config: &RelayConfig| (config.hold_down.as_secs(), config.hold_down_max.as_secs());
+    assert_eq!(rests(&config), (HOLD_DOWN, HOLD_DOWN_MAX));
+    let long = parse(&least.replace("node=0", "node=0\nhold_down=70")).unwrap();
+    assert_eq!(rests(&long), (70, 70));
     assert_eq!(config.allow[0].name, None);
     let silent = parse(&least.replace("node=0", "node=0\nmetrics='none'")).unwrap();
     assert_eq!(silent.metrics, None);
@@ -174,6 +182,18 @@ fn refuses_with_row_column_and_reason() {
             "0 is no value for alarm_age",
         ),
         (
+            "hold_down = 3",
+            "hold_down = 0",
+            (8, 1),
+            "0 is no value for hold_down",
+        ),
+        (
+            "hold_down_max = 4",
+            "hold_down_max = 2",
+            (9, 1),
+            "2 is no value for hold_down_max",
+        ),
+        (
             "workers = 3",
             "drain = 86401",
             (7, 1),
@@ -194,57 +214,57 @@ fn refuses_with_row_column_and_reason() {
         (
             "\"encrypt\"",
             "\"rot13\"",
-            (8, 1),
+            (10, 1),
             "'rot13' is no value for security",
         ),
         (
             "certificate = \"node1.pem\"",
             "",
-            (8, 1),
+            (10, 1),
             "certificate is missing, which TLS needs",
         ),
-        ("\"ca.pem\"", "\"\"", (11, 1), "authority is empty"),
+        ("\"ca.pem\"", "\"\"", (13, 1), "authority is empty"),
         (
             "node = 2",
             "node = 1",
-            (13, 1),
+            (15, 1),
             "node 1 is this relay itself",
         ),
         (
             "node = 3",
             "node = 2",
-            (17, 1),
+            (19, 1),
             "node 2 stands in row 13 already",
         ),
         (
             "node3.example",
             "node2.example",
-            (17, 1),
+            (19, 1),
             "the name 'node2.example.net' stands in row 13 already",
         ),
         (
             "tcp://node3:1028",
             "node3",
-            (21, 1),
+            (23, 1),
             "'node3' is no endpoint",
         ),
         (
             "\"authenticate\"",
             "\"none\"",
-            (20, 1),
+            (22, 1),
             "security 'none' for some peers and another one for others",
         ),
         (
             "\"node2.example.net\"",
             "\"\"",
-            (15, 1),
+            (17, 1),
             "the name is empty",
         ),
-        ("node = 2", "note = 2", (13, 1), "allow has no node"),
+        ("node = 2", "note = 2", (15, 1), "allow has no node"),
         (
             "\"authenticate\"",
             "\"none at all\"",
-            (20, 1),
+            (22, 1),
             "'none at all' is no value",
         ),
         ("[[allow]]", "[[allow]", (13, 9), "this is not TOML"),

@@ -24,10 +24,11 @@ pub(super) enum Kind {
     MessageOld,
     Gap,
     Certificate,
+    Transport,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::PeerDown,
         Kind::RingGivenUp,
         Kind::RingUnserved,
@@ -35,6 +36,7 @@ impl Kind {
         Kind::MessageOld,
         Kind::Gap,
         Kind::Certificate,
+        Kind::Transport,
     ];
 
     pub fn name(self) -> &'static str {
@@ -46,6 +48,7 @@ impl Kind {
             Kind::MessageOld => "message_old",
             Kind::Gap => "gap",
             Kind::Certificate => "certificate",
+            Kind::Transport => "transport",
         }
     }
 
@@ -86,6 +89,12 @@ pub(super) fn alarms(status: &Status, template: &Template, limits: &Limits) -> V
 }
 
 fn of_peer(peer: &PeerStatus) -> Option<Alarm> {
+    if let Some(text) = &peer.fallback {
+        return Some(Alarm {
+            kind: Kind::Transport,
+            text: format!("peer {} is {text}", peer.endpoint),
+        });
+    }
     if !matches!(peer.state, PeerState::Disconnected | PeerState::Connecting) {
         return None;
     }

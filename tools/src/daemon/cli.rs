@@ -1,7 +1,7 @@
 //! The command line of `tbusd`.
 
 use super::cert::{Authority, NodeCertificate, make_authority, make_node};
-use super::{Options, ask, check, run};
+use super::{Options, Wish, ask, check, run, switch};
 use crate::command::finish;
 use crate::manual::Manual;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -17,6 +17,7 @@ pub const MANUAL: Manual = Manual {
         "-c FILE [--spin TIME]",
         "-c FILE --check",
         "-c FILE --status [--json]",
+        "-c FILE --switch NODE=TRANSPORT",
         "cert ca --cluster NAME --out DIR [--days N]",
         "cert node --ca DIR --node N --out DIR [--days N]",
     ],
@@ -78,6 +79,16 @@ pub const MANUAL: Manual = Manual {
              not given",
         ),
         (
+            "hold_down = SECONDS",
+            "a transport that has failed with a peer rests for so long, twice as long each time it fails again, 1 to 86400; 2 if not \
+             given. Another one that the routes name serves meanwhile. Then the first is tried beside it, and takes its place when \
+             it works",
+        ),
+        (
+            "hold_down_max = SECONDS",
+            "the longest time that it rests, 1 to 86400 and not below hold_down; 60 if not given",
+        ),
+        (
             "workers = NUMBER",
             "threads that move data. It is checked, and has no effect in this version, which has one",
         ),
@@ -93,7 +104,8 @@ pub const MANUAL: Manual = Manual {
         (
             "SIGHUP",
             "reads the file and the certificates anew. Of each key that has changed the log and --status say: applied (allow, \
-             security unless from or to none, certificate, private_key, authority, metrics, drain, alarm_full, alarm_age), or \
+             security unless from or to none, certificate, private_key, authority, metrics, drain, alarm_full, alarm_age, \
+             hold_down, hold_down_max), or \
              needs restart (the others). A file with a problem is refused as a whole, and the old values stay. Peers of which \
              allow or security says something else now are connected anew",
         ),
@@ -152,6 +164,10 @@ pub const MANUAL: Manual = Manual {
             "tbusd -c tbusd.toml --status",
             "peers, rings, alarms, and what became of the last SIGHUP; --json for programs",
         ),
+        (
+            "tbusd -c tbusd.toml --switch 7=tcp",
+            "data of node 7 go by TCP from now on; nothing is lost. 7=auto: as its routes say again",
+        ),
     ],
     examples_of: &[(
         "cert",
@@ -188,7 +204,9 @@ What else may be set, with what holds if it is not:
   metrics = \"127.0.0.1:9127\"    # none: nowhere; a second relay on a host needs another port
   drain = 5                     # seconds that SIGTERM waits for what is in the rings
   alarm_full = 80               # percent of a ring
-  alarm_age = 10                # seconds that messages may wait";
+  alarm_age = 10                # seconds that messages may wait
+  hold_down = 2                 # seconds that a transport rests after it has failed, and at most
+  hold_down_max = 60";
 
 #[derive(Parser)]
 #[command(
@@ -215,11 +233,15 @@ struct Cli {
     #[arg(short = 'c', long, value_name = "FILE", required = true)]
     conf_file: Option<PathBuf>,
     /// Check the file and what it names, and do nothing
-    #[arg(long, conflicts_with = "status")]
+    #[arg(long, conflicts_with_all = ["status", "switch"])]
     check: bool,
     /// Ask the running relay of this file
     #[arg(long)]
     status: bool,
+    /// Have the running relay of this file use a transport with a peer: verbs, ucx, tcp, or auto for what the routes say; it
+    /// must be one that the routes name, and if it fails others serve. It holds until the relay ends
+    #[arg(long, value_name = "NODE=TRANSPORT", conflicts_with = "status")]
+    switch: Option<Wish>,
     /// Print JSON
     #[arg(long, requires = "status")]
     json: bool,
@@ -319,6 +341,9 @@ pub fn main() -> ExitCode {
     let conf_file = cli.conf_file.unwrap_or_default();
     if cli.check {
         return finish("tbusd", check(&conf_file));
+    }
+    if let Some(wish) = cli.switch {
+        return finish("tbusd", switch(&conf_file, wish));
     }
     if cli.status {
         return finish("tbusd", ask(&conf_file, cli.json));

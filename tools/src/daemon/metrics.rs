@@ -207,6 +207,16 @@ impl Page {
             Some((labels(peer), seconds(time)))
         });
         out.gauges("tbus_peer_round_trip_seconds", help, round_trips)?;
+        let help = "1; the label says which transport its data go by, while it is connected";
+        let over = peers.iter().filter_map(|peer| {
+            let [name, node] = labels(peer);
+            let transport = ("transport", peer.transport?.to_string());
+            Some(([name, node, transport], 1.0))
+        });
+        out.gauges("tbus_peer_transport", help, over)?;
+        let help = "How often a transport has failed, and another one took its place";
+        let failures = count(|peer| peer.transport_failures);
+        out.counters("tbus_peer_transport_failures", help, failures)?;
         let help = "How often it was connected";
         out.counters("tbus_peer_connects", help, count(|peer| peer.ups))?;
         let help = "How often it was disconnected";

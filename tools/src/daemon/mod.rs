@@ -8,6 +8,7 @@ mod metrics;
 mod reload;
 mod snapshot;
 pub(crate) mod status;
+mod switch;
 mod systemd;
 
 use crate::command::{Failure, Result};
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use switch::Granter;
 use systemd::ServiceManager;
 use tbus::config::{RelayConfig, Security, read_relay};
 use tbus::grm::{Grm, RelayEndpoint};
@@ -33,7 +35,8 @@ use tbus_transport::tcp_network::TcpNetwork;
 use tbus_transport::tls::{Read, Tls, Trust};
 use tracing::{info, warn};
 
-pub use status::ask;
+pub use status::{ask, switch};
+pub use switch::Wish;
 
 /// What the command line adds to the file.
 #[derive(Clone, Debug, Default)]
@@ -176,6 +179,7 @@ struct Running {
     service: ServiceManager,
     asker: Asker,
     answers: Answers,
+    granter: Granter,
     /// Or why they are not served.
     metrics: std::result::Result<Option<Server>, String>,
     last_reload: Option<Reload>,
@@ -210,6 +214,7 @@ impl Running {
         {
             return Next::End;
         }
+        self.granter.attend(relay, now);
         let (config, tls, reload, metrics) =
             (&self.config, &self.tls, &self.last_reload, &self.metrics);
         let more = || More {
@@ -282,10 +287,12 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
     };
     let (asker, answers) = snapshot::channel();
     let socket = socket_path(config.node, config.gcim_key);
-    status::answer(&socket, asker.clone())?;
+    let (wishes, granter) = switch::channel();
+    status::answer(&socket, asker.clone(), wishes)?;
     open_verbs(&mut network);
     let mut relay = Relay::new(settings, bus, grm, network)?;
     relay.allow(config.allow.iter().map(|peer| peer.node).collect());
+    relay.hold_down(hold_down(&config));
     info!(
         node = config.node,
         cluster = %config.cluster,
@@ -305,6 +312,7 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
         service: ServiceManager::new(),
         asker,
         answers,
+        granter,
         last_reload: None,
         ending: None,
     };
@@ -317,6 +325,12 @@ pub fn run(file: &Path, options: &Options) -> Result<()> {
     let _ = std::fs::remove_file(socket);
     info!("ended by a signal; what is in the rings stays there");
     Ok(())
+}
+
+/// As the relay wants it.
+fn hold_down(config: &RelayConfig) -> std::ops::Range<u64> {
+    let [first, longest] = [config.hold_down, config.hold_down_max].map(|d| d.as_nanos() as u64);
+    first..longest
 }
 
 fn listen(config: &RelayConfig, tls: Option<Arc<Tls>>) -> Result<TcpNetwork> {

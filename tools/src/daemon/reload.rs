@@ -2,7 +2,7 @@
 //! restart.
 
 use super::http::Server;
-use super::{Running, security};
+use super::{Running, hold_down, security};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -112,6 +112,10 @@ fn compare(old: &RelayConfig, new: &RelayConfig, files: [bool; 3]) -> Vec<Item> 
     add("alarm_full", differs, applied, "");
     let differs = old.alarm_age != new.alarm_age;
     add("alarm_age", differs, applied, "");
+    let differs = old.hold_down != new.hold_down;
+    add("hold_down", differs, applied, "");
+    let differs = old.hold_down_max != new.hold_down_max;
+    add("hold_down_max", differs, applied, "");
     items
 }
 
@@ -214,6 +218,9 @@ impl Running {
         self.config.drain = new.drain;
         self.config.alarm_full = new.alarm_full;
         self.config.alarm_age = new.alarm_age;
+        self.config.hold_down = new.hold_down;
+        self.config.hold_down_max = new.hold_down_max;
+        relay.hold_down(hold_down(&self.config));
         Ok(items)
     }
 

@@ -3,11 +3,15 @@
 use super::reload::{Answer, Item, Reload};
 use super::snapshot::{Asker, PATIENCE, Snapshot};
 use super::socket_path;
+use super::switch::{Wish, Wishes};
 use crate::columns::{Align, Columns};
 use crate::command::{Failure, Result};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,8 +20,11 @@ use tbus::config::read_relay_identity;
 use tbus_transport::relay::Traffic;
 use tbus_transport::relay::status::{PeerStatus, RingStatus};
 
+/// Bytes of a question, at most.
+const QUESTION: u64 = 256;
+
 /// Answers at `path`, by a thread that asks the relay's and does what takes time.
-pub(super) fn answer(path: &Path, asker: Asker) -> Result<()> {
+pub(super) fn answer(path: &Path, asker: Asker, wishes: Wishes) -> Result<()> {
     let fail = |e| Failure::Other(format!("cannot answer at {}: {e}", path.display()));
     if UnixStream::connect(path).is_ok() {
         return Err(Failure::Busy(format!(
@@ -33,12 +40,44 @@ pub(super) fn answer(path: &Path, asker: Asker) -> Result<()> {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let _ = stream.set_write_timeout(Some(PATIENCE));
-            if let Some(snapshot) = asker.ask(true, PATIENCE) {
-                let _ = (&stream).write_all(to_json(&snapshot).to_string().as_bytes());
+            if let Some(answer) = reply(&stream, &asker, &wishes) {
+                let _ = (&stream).write_all(answer.to_string().as_bytes());
             }
         }
     });
     Ok(())
+}
+
+/// The answer to one line: "status", or "switch NODE=TRANSPORT".
+fn reply(stream: &UnixStream, asker: &Asker, wishes: &Wishes) -> Option<Value> {
+    let mut line = String::new();
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut reader = BufReader::new(stream).take(QUESTION);
+    reader.read_line(&mut line).ok()?;
+    match line.trim_end().split_once(' ') {
+        None if line.trim_end() == "status" => {
+            asker.ask(true, PATIENCE).map(|snapshot| to_json(&snapshot))
+        }
+        Some(("switch", wish)) => {
+            let outcome = may_switch(stream)
+                .and_then(|()| wish.parse())
+                .and_then(|wish| wishes.tell(wish));
+            Some(match outcome {
+                Ok(text) => json!({ "done": text }),
+                Err(why) => json!({ "refused": why }),
+            })
+        }
+        _ => Some(json!({ "refused": "no such question" })),
+    }
+}
+
+/// Everybody who can reach the socket may look; who changes something is the relay's user, or root.
+fn may_switch(stream: &UnixStream) -> std::result::Result<(), String> {
+    let who = getsockopt(stream, PeerCredentials).map_err(|e| e.to_string())?;
+    match who.uid() == 0 || who.uid() == geteuid().as_raw() {
+        true => Ok(()),
+        false => Err("only the user of the relay, or root, may switch".into()),
+    }
 }
 
 fn traffic(traffic: &Traffic) -> Value {
@@ -57,6 +96,8 @@ fn peer_to_json(peer: &PeerStatus) -> Value {
         "state": peer.state.name(),
         "since_seconds": peer.since as f64 / 1e9,
         "transport": peer.transport,
+        "transport_reasons": peer.transport_reasons,
+        "transport_failures": peer.transport_failures,
         "security": peer.security,
         "up_seconds": peer.up_for.map(|up| up as f64 / 1e9),
         "ups": peer.ups,
@@ -164,21 +205,38 @@ fn to_json(snapshot: &Snapshot) -> Value {
 pub fn ask(file: &Path, as_json: bool) -> Result<String> {
     let (node, gcim_key) = read_relay_identity(file)?;
     let mend = format!("; start it: tbusd -c {}", file.display());
-    let value = ask_at(&socket_path(node, gcim_key), &mend).map_err(Failure::Other)?;
+    let value = ask_at(&socket_path(node, gcim_key), "status", &mend).map_err(Failure::Other)?;
     match as_json {
         true => Ok(format!("{value:#}\n")),
         false => Ok(to_text(&value)),
     }
 }
 
+/// Asks the running relay of a file to use another transport with a peer; returns what to print.
+pub fn switch(file: &Path, wish: Wish) -> Result<String> {
+    let (node, gcim_key) = read_relay_identity(file)?;
+    let mend = format!("; start it: tbusd -c {}", file.display());
+    let question = format!("switch {wish}");
+    let answer = ask_at(&socket_path(node, gcim_key), &question, &mend).map_err(Failure::Other)?;
+    match (answer["done"].as_str(), answer["refused"].as_str()) {
+        (Some(text), _) => Ok(format!("{text}\n")),
+        (None, Some(why)) => Err(Failure::Asked(why.into())),
+        (None, None) => Err(Failure::Other(
+            "the relay gives no answer that is known".into(),
+        )),
+    }
+}
+
 /// What the relay says that answers at a socket; or why none does, and the mend.
-pub fn ask_at(socket: &Path, mend: &str) -> std::result::Result<Value, String> {
+pub fn ask_at(socket: &Path, question: &str, mend: &str) -> std::result::Result<Value, String> {
     let fail = |e: std::io::Error| format!("no relay answers at {}: {e}{mend}", socket.display());
     let mut stream = UnixStream::connect(socket).map_err(fail)?;
     stream
         .set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))
         .map_err(fail)?;
     let mut text = String::new();
+    // One that has closed already is told of by what it answers: nothing.
+    let _ = stream.write_all(format!("{question}\n").as_bytes());
     stream.read_to_string(&mut text).map_err(fail)?;
     serde_json::from_str(&text).map_err(|_| {
         format!(
@@ -290,11 +348,14 @@ fn peers_to_text(all: &[Value]) -> Columns {
     for peer in all {
         let trip = peer["round_trip_seconds"].as_f64();
         let trip = trip.map_or("-".into(), |s| format!("{:.0} us", s * 1e6));
-        let trouble = match (peer["trouble"].as_str(), peer["last_end"].as_str()) {
-            (Some(trouble), _) => trouble.to_string(),
-            (None, Some(last)) => format!("last: {last}"),
-            (None, None) => "-".into(),
-        };
+        let text = |name: &str| peer[name].as_str().filter(|text| !text.is_empty());
+        let mut trouble: Vec<String> = text("trouble").map(Into::into).into_iter().collect();
+        trouble.extend(text("transport_reasons").map(Into::into));
+        let last = text("last_end").filter(|_| trouble.is_empty());
+        trouble.extend(last.map(|last| format!("last: {last}")));
+        if trouble.is_empty() {
+            trouble.push("-".into());
+        }
         peers.row(vec![
             text_of(&peer["endpoint"]),
             text_of(&peer["node"]),
@@ -306,7 +367,7 @@ fn peers_to_text(all: &[Value]) -> Columns {
             trip,
             text_of(&peer["last_second"]["sent_messages"]),
             text_of(&peer["last_second"]["received_messages"]),
-            trouble,
+            trouble.join("; "),
         ]);
     }
     peers

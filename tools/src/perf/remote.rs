@@ -285,7 +285,7 @@ impl Daemon {
 
     /// What its data goes by now; `None` while it is not connected.
     pub fn transport(&self) -> Result<Option<String>> {
-        let status = crate::daemon::status::ask_at(&self.socket, "")?;
+        let status = crate::daemon::status::ask_at(&self.socket, "status", "")?;
         Ok(status["peers"][0]["transport"].as_str().map(str::to_owned))
     }
 

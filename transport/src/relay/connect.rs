@@ -1,9 +1,11 @@
 //! Connections: dialling, greeting, the newest one wins, and what is left when one ends.
 
+use super::choice::bit;
 use super::peer::{self, GREETING, GREETINGS, Greeting, PROBE, Stream, judge};
 use super::{Nanos, Relay};
 use crate::network::{Control, Network};
 use crate::wire::{self, Frame, Goodbye, Hello, Token};
+use tbus::grm::Transport;
 use tracing::{debug, info, warn};
 
 impl<N: Network> Relay<N> {
@@ -223,20 +225,22 @@ impl<N: Network> Relay<N> {
         if self.peers[p].control.is_some() {
             self.down(p, Goodbye::Replaced, "the peer connects anew".into(), now);
         }
-        let offer = (!dialled).then(|| {
-            let offered = self.offer(p, transport, them.capabilities, now);
-            (offered, self.network.port_of(offered), self.token())
-        });
         let peer = &mut self.peers[p];
-        peer.transport = transport;
-        if let Some((offered, ..)) = offer {
-            peer.rdma.offered(offered);
-        }
+        let reborn = (peer.node, peer.lease) != (Some(them.node), them.lease);
+        peer.choice.begin(transport, !dialled, reborn);
         (peer.node, peer.lease, peer.dialling) = (Some(them.node), them.lease, false);
         peer.control = Some(greeting.stream);
-        let mut frames = Vec::new();
-        peer.session.begin(now, offer, &mut frames);
-        peer.send(&frames);
+        peer.session.begin(now);
+        if !dialled {
+            for transport in [Transport::Verbs, Transport::Ucx] {
+                if them.capabilities & u64::from(bit(transport, 0)) == 0 {
+                    let why = "the peer has none".into();
+                    let choice = &mut self.peers[p].choice;
+                    choice.declined(transport, why, &self.hold_down, now);
+                }
+            }
+            self.offer(p, now);
+        }
     }
 
     pub(super) fn token(&mut self) -> Token {
@@ -248,6 +252,9 @@ impl<N: Network> Relay<N> {
 
     /// A link that another relay made.
     pub(super) fn link_came(&mut self, token: Token, link: N::Arrival, now: Nanos) {
+        if let Some(p) = self.trial_of(token) {
+            return self.trial_came(p, link, now);
+        }
         let found = (0..self.peers.len()).find(|p| self.peers[*p].session.redeem(token));
         let Some(p) = found else {
             let why = "its token is not, or no longer, one that was given";
@@ -256,7 +263,7 @@ impl<N: Network> Relay<N> {
         let peer = &self.peers[p];
         let judged = match &peer.control {
             Some(stream) => {
-                let offered = peer.rdma.transport(peer.transport);
+                let offered = peer.choice.used_bit().unwrap_or_default();
                 self.network.belongs(&link, &stream.control, offered)
             }
             None => Err("its control connection is gone".into()),
@@ -289,8 +296,18 @@ impl<N: Network> Relay<N> {
         peer.ups += 1;
         self.totals.ups += 1;
         let security = peer.node.map(|node| self.network.security_of(node));
-        let over = peer.rdma.name();
-        info!(peer = %peer.name(), node = peer.node, security, "connected, over {over}");
+        if let Some(used) = peer.choice.used() {
+            peer.choice.works(used);
+        }
+        let over = peer.over();
+        match peer.choice.reasons(self.network.transports(), now) {
+            why if why.is_empty() => {
+                info!(peer = %peer.name(), node = peer.node, security, "connected, over {over}");
+            }
+            why => {
+                info!(peer = %peer.name(), node = peer.node, security, "connected, over {over} ({why})");
+            }
+        }
         for open in std::mem::take(&mut self.peers[p].held) {
             self.mirror(p, open, now);
         }
@@ -303,17 +320,23 @@ impl<N: Network> Relay<N> {
         if peer.control.is_none() && peer.link.is_none() {
             return;
         }
-        if matches!(why, Goodbye::Link | Goodbye::Silence) {
-            self.link_failed(p, &text, now);
+        if matches!(why, Goodbye::Link | Goodbye::Silence | Goodbye::Control) {
+            self.link_ended(p, why == Goodbye::Link, &text, now);
         }
+        self.end_trial(p);
         let peer = &mut self.peers[p];
         peer.send(&[Frame::Bye {
             why,
             text: text.clone(),
         }]);
-        warn!(peer = %peer.name(), node = peer.node, ?why, "disconnected: {text}");
-        peer.control = None;
-        if let Some(token) = peer.rdma.ended() {
+        match why {
+            Goodbye::Replaced => {
+                info!(peer = %peer.name(), node = peer.node, ?why, "disconnected: {text}");
+            }
+            _ => warn!(peer = %peer.name(), node = peer.node, ?why, "disconnected: {text}"),
+        }
+        (peer.control, peer.lost) = (None, None);
+        if let Some(token) = peer.choice.dialled.take() {
             self.network.give_up(token);
         }
         peer.drop_link();

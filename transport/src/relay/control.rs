@@ -14,6 +14,9 @@ use tracing::{error, warn};
 /// Times that a control connection is read before others have their turn.
 const READS: usize = 32;
 
+/// A control connection is listened to for so long after its link has ended: it may say why.
+pub(super) const LAST_WORDS: Nanos = 20_000_000;
+
 /// Messages in a gap, as far as known.
 fn lost(gap: &Gap) -> u64 {
     gap.to.sequence.saturating_sub(gap.from.sequence)
@@ -60,6 +63,9 @@ impl<N: Network> Relay<N> {
         if peer.control.is_none() {
             return;
         }
+        if let Some((why, _)) = peer.lost.take_if(|(_, since)| now >= *since + LAST_WORDS) {
+            return self.down(p, Goodbye::Link, why, now);
+        }
         let mut frames = Vec::new();
         match peer.session.tick(now, &mut frames) {
             Ok(()) => peer.send(&frames),
@@ -103,53 +109,8 @@ impl<N: Network> Relay<N> {
                 transport,
                 port,
                 token,
-            } => {
-                let peer = &self.peers[p];
-                let Some(stream) = &peer.control else {
-                    return;
-                };
-                if peer.link.is_some() || peer.rdma.dialled.is_some() {
-                    let text = "a second OFFER on one connection".into();
-                    return self.down(p, Goodbye::Violation, text, now);
-                }
-                if transport == wire::TRANSPORT_VERBS && peer.transport == wire::TRANSPORT_TCP {
-                    if !self.may_use_verbs(p, now) {
-                        let text = format!(
-                            "RDMA is offered, and node {} has none, or routes there that do not name verbs before tcp, or it has \
-                             just failed",
-                            self.settings.node
-                        );
-                        return self.down(p, Goodbye::Link, text, now);
-                    }
-                } else if transport != peer.transport {
-                    let word = |transport| match transport {
-                        wire::TRANSPORT_TLS => "with TLS",
-                        wire::TRANSPORT_VERBS => "by RDMA",
-                        _ => "in clear",
-                    };
-                    let text = format!(
-                        "node {} offers data {}, and here it is to go {}; give both relays the same security",
-                        peer.node.unwrap_or_default(),
-                        word(transport),
-                        word(peer.transport)
-                    );
-                    return self.down(p, Goodbye::Security, text, now);
-                }
-                match self
-                    .network
-                    .connect_link(&stream.control, transport, port, token)
-                {
-                    Ok(link) => {
-                        let peer = &mut self.peers[p];
-                        peer.rdma.offered(transport);
-                        match link {
-                            Some(link) => self.link_up(p, link, now),
-                            None => peer.rdma.dialled = Some(token),
-                        }
-                    }
-                    Err(why) => self.down(p, Goodbye::Link, why, now),
-                }
-            }
+            } => self.offered(p, transport, port, token, now),
+            Demand::Declined { token, text } => self.declined(p, token, &text, now),
             Demand::Mirror(open) => {
                 if self.peers[p].session.is_up() {
                     self.mirror(p, open, now);

@@ -6,7 +6,7 @@ use super::{BUDGET, Nanos, Relay, TURN};
 use crate::link::{Event, Link};
 use crate::network::Network;
 use crate::session::Told;
-use crate::wire::{self, Goodbye};
+use crate::wire;
 use tracing::error;
 
 impl<N: Network> Relay<N> {
@@ -19,7 +19,6 @@ impl<N: Network> Relay<N> {
         };
         let any = link.poll(BUDGET, &mut peer.later);
         if any {
-            peer.rdma.proved = true;
             peer.session.alive(now);
         }
         for event in 0..self.peers[p].later.len() {
@@ -54,12 +53,20 @@ impl<N: Network> Relay<N> {
                     }
                     self.settle(p, slot);
                 }
-                Event::Down(why) => self.down(p, Goodbye::Link, why, now),
+                Event::Down(why) => self.link_lost(p, why, now),
             }
         }
         self.peers[p].later = events; // empty; its room is used again
         self.send_waiting(p);
         any
+    }
+
+    /// A link has ended. Why is told by the control connection, if the peer ends it or has died: that is heard first.
+    fn link_lost(&mut self, p: usize, why: String, now: Nanos) {
+        let peer = &mut self.peers[p];
+        peer.drop_link();
+        peer.lost = Some((why, now));
+        self.poll_control(p, now);
     }
 
     /// Bytes of an inbound ring are there: publishes what is whole.

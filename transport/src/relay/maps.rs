@@ -3,7 +3,7 @@
 use super::ages::Ages;
 use super::peer::Peer;
 use super::rings::{At, Inbound, Outbound};
-use super::{Nanos, Relay, rdma};
+use super::{Nanos, Relay};
 use crate::network::Network;
 use crate::wire::{Goodbye, Open, Refusal};
 use std::collections::{HashMap, HashSet};
@@ -148,6 +148,7 @@ impl<N: Network> Relay<N> {
             |network: &N, route: &Route| route.endpoints.iter().any(|e| network.is_local(e));
         let mut places = Places::new();
         let mut own = None;
+        let mut orders = HashMap::new();
         for route in &routes {
             if is_local(&self.network, route) {
                 own.get_or_insert(&route.endpoints[0]);
@@ -169,7 +170,14 @@ impl<N: Network> Relay<N> {
             }
             places.insert(route.address, p);
             // Routes to one peer that differ: the last one's.
-            self.peers[p].rdma.wanted = rdma::is_preferred(&route.transports);
+            orders.insert(p, &route.transports);
+        }
+        let have = self.network.transports();
+        for (p, order) in orders {
+            let choice = &mut self.peers[p].choice;
+            if choice.set_order(order) && choice.is_outdated(have, now) {
+                self.connect_anew(p, "the routes name other transports".into(), now);
+            }
         }
         // Each time: this host may have moved, and its peers know it by where their routes lead now.
         if self.is_where_routes_say

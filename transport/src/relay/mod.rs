@@ -8,16 +8,17 @@
 //! and resumes by comparing positions with its peers.
 
 mod ages;
+pub mod choice;
 mod connect;
 mod control;
 mod data;
 pub mod drain;
 mod maps;
 mod peer;
-mod rdma;
 mod rings;
 pub mod run;
 pub mod status;
+mod trial;
 
 use crate::link::Link;
 use crate::network::Network;
@@ -26,6 +27,7 @@ use crate::wire::{Goodbye, Refusal};
 use peer::{Greeting, Peer};
 use rings::{At, Rings};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use tbus::grm::{Grm, Route};
 use tbus::{Bus, NewsReader, Uuid};
 
@@ -128,6 +130,8 @@ pub struct Relay<N: Network> {
     lease: u64,
     /// Empty: all.
     allowed: Vec<u32>,
+    /// How long a transport rests that has failed: the first time, and at most.
+    hold_down: Range<Nanos>,
     bus: Bus,
     news: NewsReader,
     /// Whose news were taken last.
@@ -162,6 +166,7 @@ impl<N: Network> Relay<N> {
             is_where_routes_say: settings.endpoint.is_empty(),
             settings,
             allowed: Vec::new(),
+            hold_down: choice::HOLD_DOWN,
             bus,
             news,
             with_news: Vec::new(),
@@ -183,6 +188,11 @@ impl<N: Network> Relay<N> {
     /// Refuses all nodes but these, if there are any.
     pub fn allow(&mut self, nodes: Vec<u32>) {
         self.allowed = nodes;
+    }
+
+    /// A transport that has failed rests for so long: the first time, and at most, nanoseconds.
+    pub fn hold_down(&mut self, limits: Range<Nanos>) {
+        self.hold_down = limits;
     }
 
     /// Ends the connections of nodes of which other things hold now. Who may come again does so at once.
@@ -280,6 +290,7 @@ impl<N: Network> Relay<N> {
         for p in 0..self.peers.len() {
             busy |= self.poll_control(p, now);
             self.tick(p, now);
+            busy |= self.follow_trial(p, now);
         }
         while let Some((token, link)) = self.network.dialled_link() {
             self.dialled_link(token, link, now);

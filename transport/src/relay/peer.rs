@@ -1,14 +1,15 @@
 //! One peer as the relay sees it, and connections that are not a peer's yet.
 
 use super::Traffic;
-use super::rdma::Rdma;
+use super::choice::Choice;
+use super::trial::Trial;
 use crate::BySlot;
 use crate::link::{Event, Link, Quiesced};
 use crate::network::{Control, Network};
 use crate::session::{Nanos, Session};
-use crate::wire::{Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN, TRANSPORT_TCP};
+use crate::wire::{Frame, Goodbye, Hello, Open, PROTOCOL_MAX, PROTOCOL_MIN};
 use std::collections::VecDeque;
-use tbus::grm::RelayEndpoint;
+use tbus::grm::{RelayEndpoint, Transport};
 
 /// A dialled or accepted connection says who is there within this time, or is closed.
 pub(super) const GREETING: Nanos = 2_000_000_000;
@@ -32,12 +33,13 @@ pub(super) struct Peer<N: Network> {
     pub unused: bool,
     pub node: Option<u32>,
     pub lease: u64,
-    /// Of its link, as it was admitted.
-    pub transport: u8,
-    pub rdma: Rdma,
+    pub choice: Choice,
+    pub trial: Option<Trial<N::Link>>,
     pub session: Session,
     pub control: Option<Stream<N::Control>>,
     pub link: Option<N::Link>,
+    /// The link has ended, by this, then; the control connection may still say why.
+    pub lost: Option<(String, Nanos)>,
     /// What came over it and is still to be heeded.
     pub later: Vec<Event>,
     /// Of the last link; held while there is none.
@@ -74,11 +76,12 @@ impl<N: Network> Peer<N> {
             unused: false,
             node: None,
             lease: 0,
-            transport: TRANSPORT_TCP,
-            rdma: Rdma::default(),
+            choice: Choice::default(),
+            trial: None,
             session: Session::new(now),
             control: None,
             link: None,
+            lost: None,
             later: Vec::new(),
             // The relay holds the roles of its rings, so the one before it is dead, and its links with it.
             proof: Some(Quiesced::never_linked()),
@@ -104,6 +107,11 @@ impl<N: Network> Peer<N> {
 
     pub fn name(&self) -> String {
         self.endpoints[0].to_string()
+    }
+
+    /// The transport of its link, in a word.
+    pub fn over(&self) -> &'static str {
+        self.choice.used().map_or("none", Transport::name)
     }
 
     /// Counts anew, a second after the last time.
@@ -178,10 +186,10 @@ impl<C: Control> Stream<C> {
         let any = self
             .control
             .poll(&mut self.received)
-            .map_err(|e| (Goodbye::Link, e))?;
+            .map_err(|e| (Goodbye::Control, e))?;
         match self.control.unsent() > UNSENT {
             true => Err((
-                Goodbye::Link,
+                Goodbye::Control,
                 "the peer does not read its control connection".into(),
             )),
             false => Ok(any),

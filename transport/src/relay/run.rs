@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// How long a relay polls after the last thing that happened, unless told otherwise.
 pub const DEFAULT_SPIN: Duration = Duration::from_micros(50);
 
+/// Between two looks at what no descriptor tells of.
+const SOON: Nanos = 1_000_000;
+
 /// Time since it was made.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
@@ -107,6 +110,9 @@ impl Relay<TcpNetwork> {
             if let Some(stream) = &peer.control {
                 add_stream(&mut waits, stream);
                 until = until.min(peer.session.due());
+                if peer.lost.is_some() || peer.trial.is_some() {
+                    until = until.min(now + SOON);
+                }
                 if stream.control.socket().is_some_and(Socket::has_received) {
                     until = now;
                 }

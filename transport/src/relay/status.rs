@@ -72,6 +72,12 @@ pub struct PeerStatus {
     pub since: Nanos,
     /// The transport in use, while connected.
     pub transport: Option<&'static str>,
+    /// Why no better one is in use, while connected; empty if it is the best.
+    pub transport_reasons: String,
+    /// What has failed, if the transport in use is in place of one that has.
+    pub fallback: Option<String>,
+    /// How often a transport has failed, and others took its place.
+    pub transport_failures: u64,
     /// "encrypt", "authenticate" or "none", if its number was ever heard.
     pub security: Option<&'static str>,
     /// For how long, nanoseconds.
@@ -186,7 +192,13 @@ impl<N: Network> Relay<N> {
             node: peer.node,
             state: state_of(peer),
             since: now.saturating_sub(peer.up_since.unwrap_or(peer.down_since)),
-            transport: peer.link.is_some().then(|| peer.rdma.name()),
+            transport: peer.link.is_some().then(|| peer.over()),
+            transport_reasons: match &peer.link {
+                Some(_) => peer.choice.reasons(self.network.transports(), now),
+                None => String::new(),
+            },
+            fallback: peer.choice.trouble().filter(|_| peer.link.is_some()),
+            transport_failures: peer.choice.failures,
             security: peer.node.map(|node| self.network.security_of(node)),
             up_for: peer.up_since.map(|since| now.saturating_sub(since)),
             ups: peer.ups,

@@ -50,7 +50,7 @@ pub struct Conditions {
     pub loss: u64,
     /// How many of a thousand pieces of a write go astray, and come up to two seconds later.
     pub stray: u64,
-    /// How many of a thousand links are rdma-like.
+    /// How many of a thousand links that are asked for by RDMA are made; 0: no host has a device.
     pub rdma: u64,
     /// From where to where nothing passes.
     pub cut: BTreeSet<(Host, Host)>,
@@ -396,6 +396,28 @@ impl World {
         }
         state.links.insert(id, wire);
         true
+    }
+
+    /// Breaks all rdma-like links, at one end or both each.
+    pub fn break_rdma(&self) {
+        let mut state = self.0.borrow_mut();
+        let all: Vec<u64> = state.links.keys().copied().collect();
+        for id in all {
+            let ends = state.random.within(1..4);
+            let mut woken = Vec::new();
+            let Some(wire) = state.links.get_mut(&id) else {
+                continue;
+            };
+            if let WireKind::Rdma(rdma) = &mut wire.kind {
+                for end in (0..2).filter(|end| ends & 1 << end != 0) {
+                    rdma.fail(end, "the device has gone (simulated)");
+                    woken.push(wire.processes[end]);
+                }
+            }
+            for process in woken {
+                state.wake(process);
+            }
+        }
     }
 
     /// Called at the beginning of every call of `process`: it may be its last.

@@ -5,7 +5,8 @@ use super::rdma::RdmaWire;
 use super::tcp::TcpWire;
 use super::{ControlWire, Host, Listener, Pipe, Process, Wire, WireKind, World};
 use crate::network::{Control, Network};
-use crate::wire::Token;
+use crate::session::Nanos;
+use crate::wire::{TRANSPORT_TCP, TRANSPORT_VERBS, Token};
 use std::collections::VecDeque;
 use tbus::grm::RelayEndpoint;
 
@@ -19,6 +20,8 @@ pub struct SimNetwork {
     process: Process,
     host: Host,
     endpoint: String,
+    /// Links that will not be made, and when that is known.
+    vain: Vec<(Nanos, Token)>,
 }
 
 /// One end of a control connection.
@@ -59,6 +62,7 @@ impl SimNetwork {
             process,
             host,
             endpoint,
+            vain: Vec::new(),
         })
     }
 
@@ -76,6 +80,13 @@ impl Network for SimNetwork {
     fn random(&mut self) -> u64 {
         self.world.touch(self.process);
         self.world.0.borrow_mut().random.bits()
+    }
+
+    fn transports(&self) -> u64 {
+        match self.world.0.borrow().conditions.rdma {
+            0 => TRANSPORT_TCP.into(),
+            _ => (TRANSPORT_TCP | TRANSPORT_VERBS).into(),
+        }
     }
 
     fn is_local(&self, endpoint: &RelayEndpoint) -> bool {
@@ -142,7 +153,7 @@ impl Network for SimNetwork {
     fn connect_link(
         &mut self,
         control: &SimControl,
-        _transport: u8,
+        transport: u8,
         _port: u16,
         token: Token,
     ) -> Result<Option<SimLink>, String> {
@@ -150,6 +161,14 @@ impl Network for SimNetwork {
         let mut state = self.world.0.borrow_mut();
         let state = &mut *state;
         let (id, due) = (state.id(), state.arrival());
+        let by_rdma = transport == TRANSPORT_VERBS;
+        if by_rdma && !state.random.chance(state.conditions.rdma) {
+            if state.random.chance(500) {
+                return Err("no way (simulated)".into());
+            }
+            self.vain.push((due, token));
+            return Ok(None);
+        }
         let gone = || "the peer is gone".to_string();
         let wire = state.controls.get(&control.id).ok_or_else(gone)?;
         let other = wire.processes[1 - control.end].ok_or_else(gone)?;
@@ -160,7 +179,7 @@ impl Network for SimNetwork {
             .find(|listener| listener.process == other)
             .ok_or_else(gone)?;
         listener.links.push_back((due, token, id));
-        let (kind, tcp) = if state.random.chance(state.conditions.rdma) {
+        let (kind, tcp) = if by_rdma {
             state.counts.rdma_links += 1;
             (WireKind::Rdma(RdmaWire::default()), None)
         } else {
@@ -176,6 +195,17 @@ impl Network for SimNetwork {
         state.links.insert(id, wire);
         let link = SimLink::new(&self.world, self.process, id, 0, tcp);
         Ok(Some(link))
+    }
+
+    fn dialled_link(&mut self) -> Option<(Token, Result<SimLink, String>)> {
+        let now = self.world.0.borrow().now;
+        let at = self.vain.iter().position(|(due, _)| *due <= now)?;
+        let (_, token) = self.vain.remove(at);
+        Some((token, Err("no answer (simulated)".into())))
+    }
+
+    fn give_up(&mut self, token: Token) {
+        self.vain.retain(|(_, vain)| *vain != token);
     }
 
     fn welcome(&mut self, link: SimLink) -> Result<SimLink, String> {

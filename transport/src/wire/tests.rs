@@ -70,6 +70,10 @@ fn examples() -> Vec<Frame> {
             why: Goodbye::Ending,
             text: "stopped by SIGTERM".into(),
         },
+        Frame::Decline {
+            token: Token([9; 16]),
+            text: "no RDMA here".into(),
+        },
     ]
 }
 

@@ -52,6 +52,7 @@ impl Sum {
             ("partitions", s.partitions),
             ("one-way cuts", s.one_way_cuts),
             ("connections broken", s.breaks),
+            ("failures of RDMA", s.failures),
             ("losses", c.losses),
             ("replays", c.replays),
             ("reordered", c.reordered),

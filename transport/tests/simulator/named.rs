@@ -2,13 +2,14 @@
 
 use crate::flow::Wrong;
 use crate::sim::{MS, SECOND, Shape, Sim};
+use tbus::grm::Transport;
 use tbus_transport::session::{HEARTBEAT, SILENCE};
 
 /// A scenario's name, and what it does to a fresh pair of hosts with traffic.
 type Scenario = (&'static str, fn(&mut Sim) -> Result<(), Wrong>);
 
 /// All of them.
-pub const ALL: [Scenario; 15] = [
+pub const ALL: [Scenario; 17] = [
     ("sender_dies_in_the_midst_of_a_message", sender_dies),
     ("sender_dies_before_it_wakes_the_relay", no_wake_up),
     ("receiver_dies_between_reading_and_releasing", receiver_dies),
@@ -28,6 +29,8 @@ pub const ALL: [Scenario; 15] = [
     ("cut_the_other_way", |sim| cut(sim, &[(1, 0)])),
     ("links_flap", flap),
     ("late_writes_of_old_links", late_writes),
+    ("rdma_fails_and_returns", fallback),
+    ("switched_by_hand", switched),
     ("ring_deleted_and_made_anew", deleted),
 ];
 
@@ -277,6 +280,62 @@ fn flap(sim: &mut Sim) -> Result<(), Wrong> {
         sim.stats.breaks += u64::from(broken);
     }
     connect(sim)
+}
+
+/// Runs until messages have gone both ways over links of this transport, on both hosts.
+fn until_over(sim: &mut Sim, name: &str) -> Result<(), Wrong> {
+    let until = sim.now() + 5 * SECOND;
+    if !sim.run(until, |sim| sim.are_over(name))? {
+        return Err(format!("the links are not over {name} within 5 s"));
+    }
+    let before: Vec<usize> = sim.flows.iter().map(|flow| flow.next).collect();
+    let moves = |sim: &mut Sim| {
+        let mut flows = sim.flows.iter().zip(&before);
+        flows.all(|(flow, before)| flow.next > before + 2)
+    };
+    let until = sim.now() + 5 * SECOND;
+    match sim.run(until, moves)? {
+        true => Ok(()),
+        false => Err(format!("no messages over {name} within 5 s")),
+    }
+}
+
+fn fallback(sim: &mut Sim) -> Result<(), Wrong> {
+    if sim.shape.rdma == 0 {
+        return until_over(sim, "tcp");
+    }
+    for round in 0..12 {
+        until_over(sim, "verbs")?;
+        // With the device, and with the way alone.
+        sim.world.set(|conditions| conditions.rdma = round % 2);
+        sim.world.break_rdma();
+        sim.stats.failures += 1;
+        until_over(sim, "tcp")?;
+        sim.world.set(|conditions| conditions.rdma = 1000);
+    }
+    until_over(sim, "verbs")
+}
+
+fn switched(sim: &mut Sim) -> Result<(), Wrong> {
+    connect(sim)?;
+    let may = [Some(Transport::Tcp), Some(Transport::Verbs), None];
+    for _ in 0..60 {
+        let host = sim.random.below(2) as usize;
+        let wanted = may[sim.random.below(3) as usize];
+        let now = sim.now();
+        if let Some(live) = &mut sim.hosts[host].live {
+            live.switch(2 - host as u32, wanted, now)?;
+        }
+        let time = sim.random.below(60 * MS);
+        calm(sim, time)?;
+    }
+    for host in 0..2 {
+        let now = sim.now();
+        if let Some(live) = &mut sim.hosts[host].live {
+            live.switch(2 - host as u32, None, now)?;
+        }
+    }
+    until_over(sim, if sim.shape.rdma == 0 { "tcp" } else { "verbs" })
 }
 
 fn late_writes(sim: &mut Sim) -> Result<(), Wrong> {

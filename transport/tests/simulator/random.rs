@@ -25,13 +25,14 @@ pub fn shape(seed: u64) -> Shape {
 }
 
 /// How often each fault comes in a scenario, of all that come.
-const FAULTS: [(&str, u64); 11] = [
+const FAULTS: [(&str, u64); 12] = [
     ("kill", 12),
     ("kill inside", 20),
     ("kill sender", 6),
     ("kill receiver", 6),
     ("break control", 6),
     ("break link", 8),
+    ("rdma", 5),
     ("partition", 5),
     ("one-way cut", 5),
     ("loss", 6),
@@ -111,6 +112,14 @@ fn fault(sim: &mut Sim, rare: bool, healing: &mut Healing) -> Result<(), Wrong> 
         }
         "break control" => sim.stats.breaks += u64::from(sim.world.break_control()),
         "break link" => sim.stats.breaks += u64::from(sim.world.break_link()),
+        "rdma" if sim.shape.rdma > 0 => {
+            let rdma = [0, 1, sim.shape.rdma, sim.shape.rdma][sim.random.below(4) as usize];
+            sim.world.set(|conditions| conditions.rdma = rdma);
+            if rdma < sim.shape.rdma {
+                sim.stats.failures += 1;
+                sim.world.break_rdma();
+            }
+        }
         "partition" | "one-way cut" => {
             let until = now + 10 * MS + sim.random.skewed(5 * SECOND);
             let both = kind == "partition";

@@ -44,6 +44,8 @@ pub struct Stats {
     pub partitions: u64,
     pub one_way_cuts: u64,
     pub breaks: u64,
+    /// Of RDMA on all hosts.
+    pub failures: u64,
     pub pauses: u64,
     pub app_kills: u64,
     pub half_read: u64,
@@ -92,6 +94,20 @@ pub struct Live {
     idle: bool,
     pub paused_until: Nanos,
     totals: Totals,
+}
+
+impl Live {
+    /// As an operator does.
+    pub fn switch(
+        &mut self,
+        node: u32,
+        transport: Option<Transport>,
+        now: Nanos,
+    ) -> Result<(), Wrong> {
+        let now = now - self.started;
+        self.relay.switch(node, transport, now)?;
+        Ok(())
+    }
 }
 
 pub struct SimHost {
@@ -218,7 +234,7 @@ impl Sim {
                 address: address(other, channel, host),
                 created: 0,
                 endpoints: vec![SimNetwork::endpoint_of(other, PORT)],
-                transports: vec![Transport::Tcp],
+                transports: vec![Transport::Verbs, Transport::Tcp],
                 description: String::new(),
             })
             .collect()
@@ -254,6 +270,15 @@ impl Sim {
         self.world.now()
     }
 
+    /// True if all peers of all relays have links over this transport.
+    pub fn are_over(&self, name: &str) -> bool {
+        self.hosts.iter().all(|host| {
+            let peers = host.live.as_ref().map(|live| live.relay.peers(0));
+            let mut peers = peers.into_iter().flatten();
+            host.live.is_some() && peers.all(|peer| peer.transport == Some(name))
+        })
+    }
+
     // ---- relays ----
 
     /// Starts a relay, unless one runs or one that was killed is not gone.
@@ -285,7 +310,8 @@ impl Sim {
         };
         let bus = Bus::attach_at(&self.hosts[host].path).expect("a bus");
         let routes = self.hosts[host].routes.clone();
-        let relay = Relay::new(settings, bus, routes, network).expect("a relay");
+        let mut relay = Relay::new(settings, bus, routes, network).expect("a relay");
+        relay.hold_down(20 * MS..500 * MS);
         note(|| format!("host {}: a relay starts, process {process}", host + 1));
         self.stats.restarts += 1;
         let now = self.now();
@@ -594,6 +620,8 @@ impl Sim {
             }
         }
         self.restarts_apps = true;
+        let rdma = self.shape.rdma;
+        self.world.set(|conditions| conditions.rdma = rdma);
         let before: Vec<usize> = self.flows.iter().map(|flow| flow.sent.len()).collect();
         let enough = |sim: &mut Sim| {
             let sent = sim
