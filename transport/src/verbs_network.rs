@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tbus_rdma_sys::{ConnectionId, Device, Error, EventChannel, EventKind, Verbs};
+use tracing::debug;
 
 /// Requests that wait in the kernel; anybody can make some.
 const BACKLOG: u16 = 64;
@@ -221,7 +222,12 @@ impl Seeker {
         match answer.try_recv() {
             Err(mpsc::TryRecvError::Empty) => None,
             Ok(Ok(found)) => Some(found),
-            Ok(Err(_)) | Err(mpsc::TryRecvError::Disconnected) => {
+            Ok(Err(why)) => {
+                debug!("RDMA is still {why}");
+                *self = Seeker::new(self.ip);
+                None
+            }
+            Err(mpsc::TryRecvError::Disconnected) => {
                 *self = Seeker::new(self.ip);
                 None
             }
