@@ -320,6 +320,11 @@ impl<N: Network> Relay<N> {
         if peer.control.is_none() && peer.link.is_none() {
             return;
         }
+        // Of two that have seen it, each knows its own reason best.
+        let text = match (&peer.lost, why) {
+            (Some(lost), Goodbye::Link) => lost.why.clone(),
+            _ => text,
+        };
         if matches!(why, Goodbye::Link | Goodbye::Silence | Goodbye::Control) {
             self.link_ended(p, why == Goodbye::Link, &text, now);
         }
@@ -335,7 +340,7 @@ impl<N: Network> Relay<N> {
             }
             _ => warn!(peer = %peer.name(), node = peer.node, ?why, "disconnected: {text}"),
         }
-        (peer.control, peer.lost) = (None, None);
+        peer.control = None;
         if let Some(token) = peer.choice.dialled.take() {
             self.network.give_up(token);
         }

@@ -63,7 +63,10 @@ impl<N: Network> Relay<N> {
         if peer.control.is_none() {
             return;
         }
-        if let Some((why, _)) = peer.lost.take_if(|(_, since)| now >= *since + LAST_WORDS) {
+        if let Some(lost) = &peer.lost
+            && now >= lost.since + LAST_WORDS
+        {
+            let why = lost.why.clone();
             return self.down(p, Goodbye::Link, why, now);
         }
         let mut frames = Vec::new();

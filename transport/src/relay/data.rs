@@ -1,6 +1,6 @@
 //! The data path: from ring to link, from link to ring, and who may forget what.
 
-use super::peer::Peer;
+use super::peer::{Lost, Peer};
 use super::rings::At;
 use super::{BUDGET, Nanos, Relay, TURN};
 use crate::link::{Event, Link};
@@ -64,8 +64,10 @@ impl<N: Network> Relay<N> {
     /// A link has ended. Why is told by the control connection, if the peer ends it or has died: that is heard first.
     fn link_lost(&mut self, p: usize, why: String, now: Nanos) {
         let peer = &mut self.peers[p];
-        peer.drop_link();
-        peer.lost = Some((why, now));
+        if let Some(link) = peer.link.take() {
+            let since = now;
+            peer.lost = Some(Lost { link, why, since });
+        }
         self.poll_control(p, now);
     }
 

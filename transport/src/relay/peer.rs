@@ -38,8 +38,8 @@ pub(super) struct Peer<N: Network> {
     pub session: Session,
     pub control: Option<Stream<N::Control>>,
     pub link: Option<N::Link>,
-    /// The link has ended, by this, then; the control connection may still say why.
-    pub lost: Option<(String, Nanos)>,
+    /// A link that has ended, while the control connection may still say why.
+    pub lost: Option<Lost<N::Link>>,
     /// What came over it and is still to be heeded.
     pub later: Vec<Event>,
     /// Of the last link; held while there is none.
@@ -135,7 +135,8 @@ impl<N: Network> Peer<N> {
 
     /// Ends the link; nothing of it can happen any more.
     pub fn drop_link(&mut self) {
-        if let Some(link) = self.link.take() {
+        let lost = self.lost.take().map(|lost| lost.link);
+        if let Some(link) = self.link.take().or(lost) {
             self.later.clear();
             self.proof = Some(link.quiesce());
         }
@@ -146,6 +147,14 @@ impl<N: Network> Peer<N> {
         self.dial_due = now + self.back_off - random % (self.back_off / 4);
         self.back_off = (self.back_off * 2).min(BACK_OFF.end);
     }
+}
+
+/// A link that has ended. It is kept as it is: a peer that sees it go would look for its own reason.
+#[derive(Debug)]
+pub(super) struct Lost<L> {
+    pub link: L,
+    pub why: String,
+    pub since: Nanos,
 }
 
 /// A control connection that sends and receives frames.
