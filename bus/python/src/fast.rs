@@ -4,10 +4,10 @@
 //! several times what sending does. The newer one is in the stable ABI from 3.10 on, and the same in 3.9. Whatever is unusual goes on to
 //! pyo3's method, which does and checks everything anew: so each function here may do a whole thing, or nothing.
 //!
-//! pyo3's count of who is attached is raised by its own entries only. Here it may be 0, with which objects of type `Py` must not be dropped
-//! at once, and none are: what makes errors attaches.
+//! pyo3's count of who is attached is raised by its own entries only. Here it may be 0; then objects of type `Py` that are dropped, as in
+//! errors, go when its next entry begins.
 
-use crate::buffer::copy;
+use crate::buffer::{Payload, copy};
 use crate::held::Held;
 use crate::receiver::Receiver;
 use crate::sender::Sender;
@@ -16,7 +16,7 @@ use pyo3::intern;
 use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyTuple, PyType};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyTuple, PyType};
 use std::ffi::{CString, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
@@ -99,18 +99,14 @@ impl<'py> Call<'py> {
         unsafe { Borrowed::from_ptr(self.py, self.slf).cast_unchecked() }
     }
 
-    /// The first argument, if it is `bytes` and not of a class made from that.
+    /// An argument, by its place among all of them; those with names are behind the rest.
+    ///
+    /// # Safety
+    /// There is such a one.
     #[inline(always)]
-    fn bytes(&self) -> Option<&[u8]> {
-        // SAFETY: with an argument there is a first one; it lives during the call, and `bytes` never change.
-        unsafe {
-            let data = (self.count > 0).then(|| Borrowed::from_ptr(self.py, *self.args))?;
-            let bytes = data.is_exact_instance_of::<PyBytes>();
-            bytes.then(|| {
-                let at = ffi::PyBytes_AsString(data.as_ptr());
-                std::slice::from_raw_parts(at.cast(), ffi::PyBytes_Size(data.as_ptr()) as usize)
-            })
-        }
+    unsafe fn arg(&self, index: usize) -> Borrowed<'_, 'py, PyAny> {
+        // SAFETY: the caller's; it lives during the call.
+        unsafe { Borrowed::from_ptr(self.py, *self.args.add(index)) }
     }
 
     /// True if all that follows the first `before` arguments is a timeout that needs no looking at, or nothing.
@@ -138,7 +134,7 @@ impl<'py> Call<'py> {
     fn is_plain_timeout(&self, index: usize) -> bool {
         // SAFETY: one of the arguments, which live during the call; of the classes they are asked for, so nothing fails.
         unsafe {
-            let timeout = Borrowed::from_ptr(self.py, *self.args.add(index));
+            let timeout = self.arg(index);
             let mut overflow = 0;
             timeout.is_none()
                 || (timeout.is_exact_instance_of::<PyFloat>()
@@ -151,24 +147,25 @@ impl<'py> Call<'py> {
     /// By pyo3's method.
     #[cold]
     fn on(&self, original: &Original) -> PyResult<Bound<'py, PyAny>> {
-        let original = original.get(self.py).expect("set before this function was");
-        // SAFETY: the object and the arguments, which live during the call; behind them are those with names.
-        let (all, names) = unsafe {
-            let given = |at| Borrowed::from_ptr(self.py, *self.args.add(at));
-            let names = (!self.names.is_null())
-                .then(|| Borrowed::from_ptr(self.py, self.names).cast_unchecked::<PyTuple>());
-            let mut all = vec![Borrowed::from_ptr(self.py, self.slf)];
-            let named = names.as_ref().map_or(0, |names| names.len());
-            all.extend((0..self.count + named).map(given));
-            (all, names)
-        };
-        let (places, named) = all.split_at(1 + self.count);
-        let keywords = PyDict::new(self.py);
-        for (name, value) in names.iter().flat_map(|names| names.iter()).zip(named) {
-            keywords.set_item(name, value)?;
+        let py = self.py;
+        let original = original.get(py).expect("set before this function was");
+        // SAFETY: the object and the arguments, as many as there are.
+        unsafe {
+            let places = (0..self.count + 1).map(|place| match place {
+                0 => Borrowed::from_ptr(py, self.slf),
+                after => self.arg(after - 1),
+            });
+            let places = PyTuple::new(py, places)?;
+            if self.names.is_null() {
+                return original.bind(py).call1(places);
+            }
+            let names = Borrowed::from_ptr(py, self.names).cast_unchecked::<PyTuple>();
+            let keywords = PyDict::new(py);
+            for (index, name) in names.iter().enumerate() {
+                keywords.set_item(name, self.arg(self.count + index))?;
+            }
+            original.bind(py).call(places, Some(&keywords))
         }
-        let places = PyTuple::new(self.py, places)?;
-        original.bind(self.py).call(places, Some(&keywords))
     }
 }
 
@@ -211,17 +208,17 @@ fn raise(error: PyErr) -> *mut PyObject {
     null_mut()
 }
 
-/// Sends if the ring has room: whether it had; None if there is more to do.
+/// Sends its first argument if the ring has room: whether it had; None if there is more to do.
 ///
 /// # Safety
-/// It is a call of a method of Sender.
+/// It is a call of a method of Sender, and has an argument.
 #[inline(always)]
 unsafe fn sent(call: &Call<'_>) -> Option<bool> {
     // SAFETY: the caller's.
-    let sender = unsafe { call.object::<Sender>() };
-    let payload = call.bytes()?;
+    let (sender, data) = unsafe { (call.object::<Sender>(), call.arg(0)) };
+    let payload = Payload::of(&data).ok()?; // pyo3's method meets the error again
     let handle = &sender.get().handle;
-    handle.now(call.py, |sender| sender.try_send_here(payload))?
+    handle.now(call.py, |sender| sender.try_send_here(payload.as_slice()))?
 }
 
 unsafe extern "C" fn send(
