@@ -8,14 +8,60 @@ use std::time::{Duration, Instant};
 /// Messages that one ring may deliver before the next one's turn.
 pub const MESSAGES_PER_TURN: u32 = 10;
 
+/// Whose turn it is among several, round robin.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn {
+    at: usize,
+    /// How many messages it has left.
+    left: u32,
+}
+
+impl Turn {
+    /// Turns to the next one of `count` that has a message, by `has`: the same one as before, if it has some left. None if none has;
+    /// ends with the first error.
+    #[inline]
+    pub fn find<E>(
+        &mut self,
+        count: usize,
+        mut has: impl FnMut(usize) -> Result<bool, E>,
+    ) -> Result<Option<usize>, E> {
+        for step in 0..=count {
+            if count == 0 {
+                break;
+            }
+            // First the one whose turn it is, if it has some left; last the same one again, with a fresh turn.
+            if step > 0 || self.left == 0 {
+                self.at = (self.at + 1) % count;
+                self.left = MESSAGES_PER_TURN;
+            }
+            if has(self.at)? {
+                return Ok(Some(self.at));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whose it is, if that one has messages left.
+    #[inline(always)]
+    pub fn whose(&self) -> Option<usize> {
+        (self.left > 0).then_some(self.at)
+    }
+
+    /// A message of that one was received.
+    #[inline(always)]
+    pub fn took(&mut self, at: usize) {
+        if at == self.at {
+            self.left = self.left.saturating_sub(1);
+        }
+    }
+}
+
 /// Several receivers as one: round robin, [`MESSAGES_PER_TURN`] messages a turn, so that a busy ring does not
 /// keep the others waiting.
 #[derive(Debug, Default)]
 pub struct FairReceiver {
     receivers: Vec<Receiver>,
-    /// Whose turn it is, and how many messages it has left.
-    turn: usize,
-    left: u32,
+    turn: Turn,
     /// True where the last error was already told.
     out: Vec<bool>,
 }
@@ -39,8 +85,7 @@ impl FairReceiver {
             return None;
         }
         self.out.remove(index);
-        self.turn = 0;
-        self.left = 0;
+        self.turn = Turn::default();
         Some(self.receivers.remove(index))
     }
 
@@ -61,7 +106,7 @@ impl FairReceiver {
 
     /// The next message of one receiver, after [`Self::find`] said that it has one.
     pub(crate) fn peek_at(&mut self, index: usize) -> Result<(usize, Message<'_>), TryRecvError> {
-        self.left = self.left.saturating_sub(1);
+        self.turn.took(index);
         Ok((index, self.receivers[index].peek()?))
     }
 
@@ -85,27 +130,23 @@ impl FairReceiver {
     pub(crate) fn find(&mut self) -> Result<usize, TryRecvError> {
         let count = self.receivers.len();
         let mut open = false;
-        for step in 0..=count {
-            if count == 0 {
-                break;
+        let found = self.turn.find(count, |at| {
+            if self.out[at] {
+                return Ok(false);
             }
-            // First the one whose turn it is, if it has some left; last the same one again, with a fresh turn.
-            if step > 0 || self.left == 0 {
-                self.turn = (self.turn + 1) % count;
-                self.left = MESSAGES_PER_TURN;
-            }
-            if self.out[self.turn] {
-                continue;
-            }
-            match self.receivers[self.turn].peek() {
-                Ok(_) => return Ok(self.turn),
+            match self.receivers[at].peek() {
+                Ok(_) => return Ok(true),
                 Err(TryRecvError::Empty) => open = true,
                 Err(TryRecvError::Closed) => {}
                 Err(error) => {
-                    self.out[self.turn] = true;
+                    self.out[at] = true;
                     return Err(error);
                 }
             }
+            Ok(false)
+        })?;
+        if let Some(at) = found {
+            return Ok(at);
         }
         if let (false, Some(broken)) = (open, self.out.iter().position(|out| *out)) {
             // Nothing but rings that cannot be used, or are closed: that is told again.

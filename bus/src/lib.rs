@@ -121,7 +121,7 @@ pub use {
     bus::{Bus, Endpoint, Incoming},
     directory::{Directory, parse_key},
     error::{Error, Result, TryRecvError, TrySendError},
-    fair::{FairReceiver, MESSAGES_PER_TURN},
+    fair::{FairReceiver, MESSAGES_PER_TURN, Turn},
     glance::Glance,
     hops::{Hops, MAX_HOPS},
     mirror::MirrorWriter,

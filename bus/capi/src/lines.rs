@@ -214,6 +214,12 @@ impl<T: End> Lines<T> {
         (line.local == local && line.peer == peer).then_some(line)
     }
 
+    /// The addresses of the last call's line, after a hit: here, there.
+    pub fn last_ends(&self) -> (u32, u32) {
+        let line = &self.all[self.last];
+        (line.local, line.peer)
+    }
+
     /// The next call probably means this one.
     pub fn expect(&mut self, at: usize) {
         self.last = at;

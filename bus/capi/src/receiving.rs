@@ -2,7 +2,7 @@
 
 use crate::codes::{self, Code};
 use crate::lines::{ALL, End, FIRST, Lines};
-use bus::{Bus, Hops, MESSAGES_PER_TURN, Message, ReadyFd, Receiver, TryRecvError};
+use bus::{Bus, Hops, Message, ReadyFd, Receiver, TryRecvError, Turn};
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -15,9 +15,8 @@ pub struct Receiving {
     /// What the descriptor was armed with: the map's version, and how many ends were taken.
     armed: Option<(u64, u64)>,
     pub lines: Lines<Receiver>,
-    /// Whose turn it is among all, and how many messages it has left.
-    turn: usize,
-    left: u32,
+    /// Among all lines.
+    turn: Turn,
     /// The addresses of the channel that was peeked at last.
     peeked: Option<(u32, u32)>,
     /// The last message: between which addresses it came, and the way back that it carried. The line that `lines` expects,
@@ -42,15 +41,14 @@ impl Receiving {
             ready: None,
             armed: None,
             lines: Lines::new(bus),
-            turn: 0,
-            left: 0,
+            turn: Turn::default(),
             peeked: None,
             last: None,
             hops: Hops::default(),
         }
     }
 
-    /// Receives from the channel of the last call, if this one names it; `None` for the general case.
+    /// Receives from the channel of the last call, if this one names it; `None`, and nothing done, for the general case.
     ///
     /// # Safety
     /// `data` is null or valid for writing `len` bytes.
@@ -63,15 +61,34 @@ impl Receiving {
         len: &mut usize,
     ) -> Option<c_int> {
         let line = self.lines.hit(dst, src)?;
-        let Some(message) = line.end.as_mut()?.peek_here()? else {
-            // The descriptor is to be told.
-            return (self.ready.is_none()).then_some(codes::CHANNEL_EMPTY.as_int());
-        };
+        let found = line.end.as_mut()?.peek_here();
+        // If nothing is there, the descriptor is to be told.
+        if let (Some(None), true) = (&found, self.ready.is_none()) {
+            return Some(codes::CHANNEL_EMPTY.as_int());
+        }
+        if let Some(Some(message)) = found
+            // SAFETY: the caller's.
+            && unsafe { take_plain(message, data, len) }.is_some()
+        {
+            line.peeked = false;
+            self.hops.clear();
+            return Some(0); // and `last` is of this line, since it was expected
+        }
         // SAFETY: the caller's.
-        unsafe { take_plain(message, data, len)? };
-        line.peeked = false;
-        self.hops.clear();
-        Some(0) // and `last` is of this line, since it was expected
+        Some(unsafe { self.receive_on(data, len) })
+    }
+
+    /// What more there is to do for the channel of the last call. The call's addresses are the line's, so that nobody has to keep them
+    /// until here.
+    ///
+    /// # Safety
+    /// `data` is null or valid for writing `len` bytes.
+    #[cold]
+    #[inline(never)]
+    unsafe fn receive_on(&mut self, data: *mut u8, len: &mut usize) -> c_int {
+        let (local, peer) = self.lines.last_ends();
+        // SAFETY: the caller's.
+        crate::call(|| unsafe { self.receive((peer, local), data, len) }.map(|_| 0))
     }
 
     /// Receives from the channel whose turn it is, if it is one of several and has some left; `None` for the general case.
@@ -85,10 +102,11 @@ impl Receiving {
         data: *mut u8,
         len: &mut usize,
     ) -> Option<Ends> {
-        if (src != ALL && dst != ALL) || self.left == 0 {
+        if src != ALL && dst != ALL {
             return None;
         }
-        let line = self.lines.all.get_mut(self.turn)?;
+        let at = self.turn.whose()?;
+        let line = self.lines.all.get_mut(at)?;
         if !line.matches(dst, src) {
             return None;
         }
@@ -99,8 +117,8 @@ impl Receiving {
         self.hops.clear();
         let (local, peer) = (line.local, line.peer);
         self.last = Some((local, peer));
-        self.lines.expect(self.turn);
-        self.left -= 1;
+        self.lines.expect(at);
+        self.turn.took(at);
         Some((peer, local))
     }
 
@@ -122,7 +140,7 @@ impl Receiving {
         let (local, peer) = (line.local, line.peer);
         self.last = Some((local, peer));
         self.lines.expect(at);
-        self.count(at);
+        self.turn.took(at);
         Ok((peer, local))
     }
 
@@ -160,7 +178,7 @@ impl Receiving {
         chosen(&mut line.end)?.release();
         line.peeked = false;
         self.peeked = self.peeked.filter(|peeked| *peeked != (local, peer));
-        self.count(at);
+        self.turn.took(at);
         Ok((peer, local))
     }
 
@@ -178,13 +196,6 @@ impl Receiving {
         hops
     }
 
-    /// A message was received by the turn.
-    fn count(&mut self, at: usize) {
-        if at == self.turn {
-            self.left = self.left.saturating_sub(1);
-        }
-    }
-
     /// The line that the call means and that has a message.
     #[cold]
     fn choose(&mut self, local: u32, peer: u32) -> Result<usize, Code> {
@@ -200,7 +211,7 @@ impl Receiving {
                     if self.lines.changed() =>
                 {
                     self.lines.refresh()?;
-                    (self.turn, self.left) = (0, 0);
+                    self.turn = Turn::default();
                 }
                 Err(code) => {
                     self.rest();
@@ -235,21 +246,12 @@ impl Receiving {
     /// Round robin, so that a busy channel does not keep the others waiting. Without a receive in between it finds the
     /// same one again.
     fn next_in_turn(&mut self, local: u32, peer: u32) -> Result<usize, Code> {
-        let (count, mut seen) = (self.lines.all.len(), Seen::default());
-        for step in 0..=count {
-            if count == 0 {
-                break;
-            }
-            // First the one whose turn it is, if it has some left; last the same one again, with a fresh turn.
-            if step > 0 || self.left == 0 {
-                self.turn = (self.turn + 1) % count;
-                self.left = MESSAGES_PER_TURN;
-            }
-            if self.has_message(self.turn, local, peer, &mut seen)? {
-                return Ok(self.turn);
-            }
-        }
-        Err(seen.why_none(|| self.lines.none(local, peer)))
+        let (mut turn, mut seen) = (self.turn, Seen::default());
+        let found = turn.find(self.lines.all.len(), |at| {
+            self.has_message(at, local, peer, &mut seen)
+        });
+        self.turn = turn;
+        found?.ok_or_else(|| seen.why_none(|| self.lines.none(local, peer)))
     }
 
     /// True if a line is meant and has a message. Tells once that it failed, and then passes over it.

@@ -68,14 +68,24 @@ impl Sending {
         }
     }
 
-    /// Sends by the channel of the last call, if this one names it; `None` for the general case.
+    /// Sends by the channel of the last call, if this one names it; `None`, and nothing done, for the general case.
     #[inline(always)]
     pub fn send_here(&mut self, src: u32, dst: u32, payload: &[u8]) -> Option<c_int> {
         let sender = self.lines.hit(src, dst)?.end.as_mut()?;
-        match sender.try_send_here(payload)? {
-            true => Some(0),
-            false => Some(codes::CHANNEL_FULL.as_int()),
-        }
+        Some(match sender.try_send_here(payload) {
+            Some(true) => 0,
+            Some(false) => codes::CHANNEL_FULL.as_int(),
+            None => self.send_on(payload),
+        })
+    }
+
+    /// What more there is to do for the channel of the last call. The call's addresses are the line's, so that nobody has to keep them
+    /// until here.
+    #[cold]
+    #[inline(never)]
+    fn send_on(&mut self, payload: &[u8]) -> c_int {
+        let ends = self.lines.last_ends();
+        crate::call(|| self.send(ends, &payload).map(|_| 0))
     }
 
     /// Sends from `src` to `dst`; returns them, filled in where they ask for the first that matches.

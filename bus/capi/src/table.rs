@@ -25,17 +25,28 @@ pub struct Open {
 }
 
 struct Place {
-    /// Its handle; 0 for a free one, -1 for one that is being freed, or that a fork has left behind.
+    /// Its handle; 0 for a free one, [`LEFT`] or, in place 0, [`NONE`]. What is no handle is found in no place, since its lowest bits name
+    /// another one.
     handle: AtomicI32,
     open: AtomicPtr<Open>,
 }
 
-static TABLE: [Place; PLACES] = [const {
-    Place {
-        handle: AtomicI32::new(0),
-        open: AtomicPtr::new(null_mut()),
-    }
-}; PLACES];
+/// Of a place whose handle is being freed, or was left behind by a fork: no handle, for it would be one of place 0.
+const LEFT: i32 = i32::MIN;
+
+/// What place 0 has for ever: no handle of its own, so that the number 0, which free places have, is none either.
+const NONE: i32 = 1;
+
+static TABLE: [Place; PLACES] = {
+    let mut table = [const {
+        Place {
+            handle: AtomicI32::new(0),
+            open: AtomicPtr::new(null_mut()),
+        }
+    }; PLACES];
+    table[0].handle = AtomicI32::new(NONE);
+    table
+};
 
 /// What calls share that are no core calls, behind [`LOCK`].
 struct Shared {
@@ -84,9 +95,9 @@ extern "C" fn leave_behind() {
     if let Some(attached) = unsafe { &mut (*SHARED.0.get()).attached } {
         attached.forked = true;
     }
-    for place in &TABLE {
+    for place in &TABLE[1..] {
         if place.handle.load(Relaxed) != 0 {
-            place.handle.store(-1, Relaxed); // the child has one thread
+            place.handle.store(LEFT, Relaxed); // the child has one thread
         }
     }
     unlock();
@@ -136,8 +147,8 @@ pub fn attach(text: &str) -> Result<(), Code> {
 
 /// Ends all handles and the attachment.
 pub fn detach() {
-    for place in &TABLE {
-        // Acquire: partner of the Release in open. No other thread is in a call, by the thread rules, so -1 is of a fork.
+    for place in &TABLE[1..] {
+        // Acquire: partner of the Release in open. No other thread is in a call, by the thread rules, so LEFT is of a fork.
         if place.handle.load(Acquire) != 0 {
             place.free();
         }
@@ -181,8 +192,8 @@ pub fn open() -> Result<c_int, Code> {
 #[inline(always)]
 pub fn known(handle: c_int) -> Option<*const Open> {
     let place = &TABLE[handle as usize % PLACES];
-    // Acquire: partner of the Release in open. A free place has 0, one that is being freed or was left behind -1.
-    let is_it = place.handle.load(Acquire) == handle && handle > 0;
+    // Acquire: partner of the Release in open.
+    let is_it = place.handle.load(Acquire) == handle;
     is_it.then(|| place.open.load(Relaxed).cast_const())
 }
 
@@ -200,18 +211,15 @@ fn no_handle() -> Code {
 pub fn close(handle: c_int) -> bool {
     let place = &TABLE[handle as usize % PLACES];
     // AcqRel: as in open and find. Of two who end it one does.
-    let taken = handle > 0 && {
-        let taken = place.handle.compare_exchange(handle, -1, AcqRel, Relaxed);
-        taken.is_ok()
-    };
-    if taken {
+    let taken = place.handle.compare_exchange(handle, LEFT, AcqRel, Relaxed);
+    if taken.is_ok() {
         place.free();
     }
-    taken
+    taken.is_ok()
 }
 
 impl Place {
-    /// Of one whose handle is -1 by the caller, or by a fork.
+    /// Of one whose handle is LEFT by the caller, or by a fork.
     fn free(&self) {
         let open = self.open.swap(null_mut(), Relaxed);
         // Null if a thread was here when the process forked.

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 /// What checking arguments and handle, finding the channel and catching panics may cost for a send and a receive together.
-const MORE: u64 = 140;
+const MORE: u64 = 125;
 
 /// What finding the channel whose turn it is may cost more than knowing it.
 const ANY: u64 = 130;

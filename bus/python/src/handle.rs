@@ -1,6 +1,10 @@
 //! A handle that threads share: calls take turns, waits let go of the interpreter, and asyncio is told by a descriptor.
 //!
-//! While the lock of a handle is held, no Python code runs: it could call the same handle.
+//! The lock of a handle is the interpreter's own, which one thread has at a time: a call holds it from its beginning to its end, and pays
+//! no locked instruction, which would wait until the ring's cache lines have come. Only while a handle is lent to a thread that does
+//! without the interpreter, so that it may sleep, calls take a mutex.
+//!
+//! While a call uses a handle, no Python code runs: it could call the same handle.
 
 use crate::errors;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -8,6 +12,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
+use std::cell::UnsafeCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -36,8 +41,12 @@ pub struct Handle<T: Waits> {
 }
 
 struct Shared<T> {
-    /// None when closed.
-    inner: Mutex<Option<T>>,
+    /// None when closed. Whose it is, [`Shared::lent`] says.
+    inner: UnsafeCell<Option<T>>,
+    /// How many threads may use it without the interpreter. Raised and lowered by threads that are attached. While it is not 0,
+    /// everybody uses `inner` with `turn` locked.
+    lent: AtomicU32,
+    turn: Mutex<()>,
     /// Calls that wait for the lock; who sleeps with it lets them in first.
     wanted: AtomicU32,
     sleepers: Mutex<Sleepers>,
@@ -68,6 +77,12 @@ struct WatchState {
     stop: bool,
 }
 
+// SAFETY: `inner` is used by one thread at a time, see `lent`.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+/// Lent from the beginning where threads need no interpreter's lock.
+const LENT: u32 = cfg!(Py_GIL_DISABLED) as u32;
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -87,7 +102,9 @@ impl<T: Waits> Handle<T> {
     pub fn new(inner: T) -> Handle<T> {
         Handle {
             shared: Arc::new(Shared {
-                inner: Mutex::new(Some(inner)),
+                inner: UnsafeCell::new(Some(inner)),
+                lent: AtomicU32::new(LENT),
+                turn: Mutex::new(()),
                 wanted: AtomicU32::new(0),
                 sleepers: Mutex::default(),
                 woke: Condvar::new(),
@@ -106,32 +123,50 @@ impl<T: Waits> Handle<T> {
         }
     }
 
+    /// None if the interpreter's lock is enough.
     #[inline(always)]
-    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Option<T>> {
-        match self.shared.inner.try_lock() {
-            Ok(inner) => inner,
-            Err(TryLockError::Poisoned(inner)) => inner.into_inner(),
-            Err(TryLockError::WouldBlock) => self.lock_in_turn(py),
+    fn turn(&self, py: Python<'_>) -> Option<MutexGuard<'_, ()>> {
+        // Relaxed, here and wherever it changes: the interpreter's lock orders that.
+        match self.shared.lent.load(Relaxed) {
+            0 => None,
+            _ => Some(self.lock(py)),
         }
     }
 
     #[cold]
-    fn lock_in_turn(&self, py: Python<'_>) -> MutexGuard<'_, Option<T>> {
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, ()> {
+        match self.shared.turn.try_lock() {
+            Ok(turn) => return turn,
+            Err(TryLockError::Poisoned(turn)) => return turn.into_inner(),
+            Err(TryLockError::WouldBlock) => {}
+        }
         // Relaxed, here and below: a hint to stand back; the lock orders everything.
         self.shared.wanted.fetch_add(1, Relaxed);
-        let inner = self.shared.inner.lock_py_attached(py);
+        let turn = self.shared.turn.lock_py_attached(py);
         self.shared.wanted.fetch_sub(1, Relaxed);
-        inner.unwrap_or_else(PoisonError::into_inner)
+        turn.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls `act`, which must run no Python code.
     #[inline(always)]
     pub fn with<R>(&self, py: Python<'_>, act: impl FnOnce(&mut T) -> R) -> PyResult<R> {
         self.in_own_process()?;
-        match self.lock(py).as_mut() {
+        let _turn = self.turn(py);
+        // SAFETY: attached until it returns, and if it is lent with the lock besides.
+        match unsafe { &mut *self.shared.inner.get() } {
             Some(inner) => Ok(act(inner)),
             None => Err(errors::closed()),
         }
+    }
+
+    /// The same if nothing stands in the way, else None.
+    #[inline(always)]
+    pub fn now<R>(&self, _: Python<'_>, act: impl FnOnce(&mut T) -> R) -> Option<R> {
+        if self.forks != tbus::forks() || self.shared.lent.load(Relaxed) != 0 {
+            return None;
+        }
+        // SAFETY: attached until it returns, and not lent.
+        unsafe { &mut *self.shared.inner.get() }.as_mut().map(act)
     }
 
     /// Calls `attempt` until it gives something; None when the timeout has passed. Signal handlers run meanwhile.
@@ -166,7 +201,9 @@ impl<T: Waits> Handle<T> {
                 None => SLICE,
                 Some(timeout) => SLICE.min(timeout.saturating_sub(begun.elapsed())),
             };
+            self.shared.lent.fetch_add(1, Relaxed);
             py.detach(|| self.shared.sleep(length, slice));
+            self.shared.lent.fetch_sub(1, Relaxed);
             py.check_signals()?;
             if let Some(found) = self.with(py, &mut attempt)? {
                 return Ok(Some(found));
@@ -180,12 +217,14 @@ impl<T: Waits> Handle<T> {
     /// Closes it, if `may` says so: its end of the channel is free for others. Nothing if it was closed before.
     pub fn close(&self, py: Python<'_>, may: impl FnOnce(&mut T) -> PyResult<()>) -> PyResult<()> {
         self.in_own_process()?;
-        let mut inner = self.lock(py);
-        if let Some(inner) = inner.as_mut() {
+        let turn = self.turn(py);
+        // SAFETY: as in `with`.
+        let inner = unsafe { &mut *self.shared.inner.get() };
+        if let Some(inner) = inner {
             may(inner)?;
         }
         let closed = inner.take();
-        drop(inner);
+        drop(turn);
         drop(closed);
         self.shared.watch.stop();
         Ok(())
@@ -199,16 +238,22 @@ impl<T: Waits> Handle<T> {
     ) -> PyResult<Option<Ticket>> {
         self.in_own_process()?;
         // If another thread sleeps with the lock, there is nothing yet.
-        let inner = match self.shared.inner.try_lock() {
-            Ok(inner) => Some(inner),
-            Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Poisoned(inner)) => Some(inner.into_inner()),
+        let turn = match self.shared.lent.load(Relaxed) {
+            0 => Ok(None),
+            _ => match self.shared.turn.try_lock() {
+                Err(TryLockError::WouldBlock) => Err(()),
+                Ok(turn) => Ok(Some(turn)),
+                Err(TryLockError::Poisoned(turn)) => Ok(Some(turn.into_inner())),
+            },
         };
-        if let Some(mut inner) = inner
-            && ready(inner.as_mut().ok_or_else(errors::closed)?)
-        {
-            return Ok(None);
+        if let Ok(_turn) = &turn {
+            // SAFETY: as in `with`.
+            let inner = unsafe { &mut *self.shared.inner.get() };
+            if ready(inner.as_mut().ok_or_else(errors::closed)?) {
+                return Ok(None);
+            }
         }
+        drop(turn);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_value_and_flags(0, flags);
         let event = event.map_err(|error| errors::of_system(&error.into()))?;
@@ -221,8 +266,13 @@ impl<T: Waits> Handle<T> {
         if !state.running {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name("tbus-watch".into());
-            without_signals(|| thread.spawn(move || shared.watch()))
-                .map_err(|error| errors::of_system(&error))?;
+            // To the thread, for as long as there is one, which is as long as this.
+            self.shared.lent.fetch_add(1, Relaxed);
+            let started = without_signals(|| thread.spawn(move || shared.watch()));
+            if let Err(error) = started {
+                self.shared.lent.fetch_sub(1, Relaxed);
+                return Err(errors::of_system(&error));
+            }
             state.running = true;
         }
         state.tickets.push((length, event.clone()));
@@ -248,7 +298,9 @@ impl<T: Waits> Drop for Handle<T> {
         if running {
             // The thread shares it, and goes a little later: the end of the channel is to be free now.
             self.shared.watch.stop();
-            lock(&self.shared.inner).take();
+            let _turn = lock(&self.shared.turn);
+            // SAFETY: lent to the thread, and locked.
+            drop(unsafe { &mut *self.shared.inner.get() }.take());
         }
     }
 }
@@ -286,7 +338,9 @@ impl<T: Waits> Shared<T> {
             }
             std::thread::sleep(STAND_BACK);
         }
-        match lock(&self.inner).as_mut() {
+        let _turn = lock(&self.turn);
+        // SAFETY: lent to this thread before it was let go of the interpreter, or to the one that watches; and locked.
+        match unsafe { &mut *self.inner.get() } {
             Some(inner) => inner.sleep(length, end.saturating_duration_since(Instant::now())),
             None => true, // closed: the caller finds that out
         }

@@ -24,7 +24,7 @@ impl Waits for tbus::Sender {
 /// Made by `Endpoint.sender`. A message that was accepted is in shared memory, and survives this process.
 #[pyclass(frozen, module = "tbus", weakref)]
 pub struct Sender {
-    handle: Handle<tbus::Sender>,
+    pub handle: Handle<tbus::Sender>,
 }
 
 impl Sender {

@@ -2,6 +2,7 @@
 
 import array
 import ctypes
+import inspect
 import mmap
 
 import numpy
@@ -28,6 +29,51 @@ def test_any_buffer(pair, data):
     sender, receiver = pair
     sender.send(data)
     assert receiver.recv(timeout=0) == memoryview(data).tobytes()
+
+
+def test_arguments_in_every_form(pair):
+    """The usual ones are looked at in another place than the rest."""
+    sender, receiver = pair
+    soon = {"timeout": 0.5}
+    sends = [
+        lambda: sender.send(b"x"), lambda: sender.send(b"x", None), lambda: sender.send(b"x", 1), lambda: sender.send(b"x", 0.5),
+        lambda: sender.send(b"x", timeout=True), lambda: sender.send(timeout=0, data=b"x"), lambda: sender.send(data=b"x"),
+        lambda: sender.send(b"x", **soon), lambda: sender.send(bytearray(b"x"), numpy.float64(0.5)),
+        lambda: sender.try_send(data=b"x") or None, lambda: tbus.Sender.send(sender, b"x"),
+    ]  # fmt: skip
+    recvs = [
+        receiver.recv, lambda: receiver.recv(None), lambda: receiver.recv(0), lambda: receiver.recv(0.5),
+        lambda: receiver.recv(True), lambda: receiver.recv(timeout=1), lambda: receiver.recv(**soon),
+        lambda: receiver.recv(**{"".join(["time", "out"]): 0.5}), lambda: receiver.recv(numpy.float64(0.5)),
+        lambda: receiver.recv(2**40), lambda: tbus.Receiver.recv(receiver),
+    ]  # fmt: skip
+    assert len(sends) == len(recvs)
+    for send, recv in zip(sends, recvs):
+        assert send() in (None, True) and recv() == b"x"
+    sender.send(b"still there")
+    wrong = [
+        sender.send, lambda: sender.send(b"x", 1, 2), lambda: sender.send(b"x", data=b"x"), lambda: sender.send(b"x", soon=1),
+        lambda: sender.send(b"x", timeout="1"), lambda: sender.try_send(b"x", None), sender.try_send, lambda: receiver.recv(1, 2),
+        lambda: receiver.recv(1, timeout=1), lambda: receiver.recv(soon=1), lambda: receiver.recv(b"1"),
+        lambda: tbus.Sender.send(receiver, b"x"), lambda: tbus.Receiver.recv(),
+    ]  # fmt: skip
+    for call in wrong:
+        with pytest.raises(TypeError):
+            call()
+    for timeout in (-1, -0.5, float("nan")):
+        for call in (lambda: sender.send(b"x", timeout), lambda: receiver.recv(timeout), lambda: receiver.recv(timeout=timeout)):
+            with pytest.raises(ValueError):
+                call()
+    with pytest.raises(OverflowError):
+        receiver.recv(10**400)
+    assert receiver.recv_many(10) == [b"still there"]
+
+
+def test_help_tells_the_arguments():
+    assert str(inspect.signature(tbus.Sender.send)) == "(self, /, data, timeout=0)"
+    assert str(inspect.signature(tbus.Sender.try_send)) == "(self, /, data)"
+    assert str(inspect.signature(tbus.Receiver.recv)) == "(self, /, timeout=None)"
+    assert tbus.Receiver.recv.__doc__.startswith("The next message.")
 
 
 def test_order_full_and_many(pair):

@@ -66,6 +66,21 @@ def test_two_threads_on_one_receiver(pair):
     assert sorted(map(int, got)) == list(range(1000))
 
 
+def test_a_call_takes_its_turn(pair):
+    """Another thread sleeps with the handle, without the interpreter: the call stands behind it, for a while."""
+    sender = pair[0]
+    sender.send_many([bytes(1000)] * 40)
+    thread = threading.Thread(target=sender.wait, args=(30000, 0.6))  # there is room for less
+    thread.start()
+    times = []
+    while thread.is_alive():
+        begun = time.monotonic()
+        assert sender.try_send(b"x")
+        times.append(time.monotonic() - begun)
+        time.sleep(0.01)
+    assert 0.02 < max(times) < 0.5
+
+
 def test_closing_ends_a_wait(pair):
     errors = []
 

@@ -246,7 +246,7 @@ pub fn address(host: u32, n: u32) -> Address {
     Address(host << 24 | n)
 }
 
-fn dotted(address: Address) -> String {
+pub fn dotted(address: Address) -> String {
     let [a, b, c, d] = address.0.to_be_bytes();
     format!("{a}.{b}.{c}.{d}")
 }
