@@ -20,7 +20,7 @@ use tbus_transport::tcp_network::{TcpControl, TcpNetwork};
 use tbus_transport::tls::{Tls, Trust};
 use tbus_transport::wire::{
     CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, TRANSPORT_TCP, TRANSPORT_TLS,
-    TRANSPORT_VERBS, Token,
+    TRANSPORT_UCX, TRANSPORT_VERBS, Token,
 };
 
 const CAPACITY: u64 = 8192;
@@ -164,6 +164,7 @@ impl Fixture for TcpTls {
         other.belongs(&taken, &accepted, TRANSPORT_TLS).unwrap();
         assert!(other.belongs(&taken, &accepted, TRANSPORT_TCP).is_err());
         assert!(other.belongs(&taken, &accepted, TRANSPORT_VERBS).is_err());
+        assert!(other.belongs(&taken, &accepted, TRANSPORT_UCX).is_err());
         [link, other.welcome(taken).unwrap()]
     }
 
@@ -172,37 +173,45 @@ impl Fixture for TcpTls {
     }
 }
 
-/// RDMA, at the address that ci/rxe names.
-struct Verbs(TcpTls);
+/// By RDMA, at the address that ci/rxe names.
+struct Rdma<const TRANSPORT: u8>(TcpTls);
 
-impl Fixture for Verbs {
+type Verbs = Rdma<TRANSPORT_VERBS>;
+type Ucx = Rdma<TRANSPORT_UCX>;
+
+impl<const TRANSPORT: u8> Fixture for Rdma<TRANSPORT> {
     type Link = AnyLink;
     const LANDS_ANYWHERE: bool = true;
 
-    fn new() -> Verbs {
+    fn new() -> Self {
         let address = std::env::var("RDMA_ADDRESS").expect("RDMA_ADDRESS: run by ci/rxe");
         let ip = address.parse().expect("RDMA_ADDRESS is an IP address");
         let mut networks = TcpTls::at(ip, Security::Authenticate);
         for network in &mut networks.0 {
-            network.open_verbs().unwrap();
+            match TRANSPORT {
+                TRANSPORT_UCX => drop(network.open_ucx().unwrap()),
+                _ => drop(network.open_verbs().unwrap()),
+            }
         }
-        Verbs(networks)
+        Rdma(networks)
     }
 
     fn pair(&mut self) -> [Self::Link; 2] {
         let [control, accepted] = self.0.controls();
         let [one, other] = &mut self.0.0;
-        let port = other.port_of(TRANSPORT_VERBS);
+        let port = other.port_of(TRANSPORT);
         assert_ne!(port, 0);
-        let made = one.connect_link(&control, TRANSPORT_VERBS, port, TOKEN);
+        let made = one.connect_link(&control, TRANSPORT, port, TOKEN);
         assert!(made.unwrap().is_none());
         let (token, request) = until("a request", || {
             assert!(one.dialled_link().is_none());
             other.accept_link()
         });
         assert_eq!(token, TOKEN);
-        other.belongs(&request, &accepted, TRANSPORT_VERBS).unwrap();
-        assert!(other.belongs(&request, &accepted, TRANSPORT_TCP).is_err());
+        for offered in [TRANSPORT_TCP, TRANSPORT_VERBS, TRANSPORT_UCX] {
+            let belongs = other.belongs(&request, &accepted, offered);
+            assert_eq!(belongs.is_ok(), offered == TRANSPORT);
+        }
         let welcome = other.welcome(request).unwrap();
         let (token, link) = until("a link", || one.dialled_link());
         assert_eq!(token, TOKEN);
@@ -678,6 +687,7 @@ macro_rules! conform {
 conform!(tcp, Tcp);
 conform!(tcp_tls, TcpTls);
 conform!(verbs, Verbs, ignore = "needs an RDMA device: ci/rxe run");
+conform!(ucx, Ucx, ignore = "needs an RDMA device: ci/rxe run");
 conform!(
     verbs_messages,
     VerbsMessages,
@@ -777,7 +787,7 @@ fn verbs_a_request_from_elsewhere_is_refused() {
     use tbus_rdma_sys::{
         CompletionQueue, ConnectionId, EventChannel, Limits, ProtectionDomain, QueuePair,
     };
-    let Verbs(mut networks) = Verbs::new();
+    let Rdma(mut networks) = Verbs::new();
     let [_control, accepted] = networks.controls();
     let other = &mut networks.0[1];
     let here = other.address().ip();

@@ -47,7 +47,7 @@ const LIMITS: Limits = Limits {
 const INLINE: u32 = 192;
 
 /// If nothing of what is posted is done for so long, nothing will be.
-const STANDSTILL: Duration = Duration::from_millis(2500);
+pub(super) const STANDSTILL: Duration = Duration::from_millis(2500);
 /// Who is accepted or asks to be is heard within this time.
 pub(crate) const ESTABLISHED: Duration = Duration::from_secs(3);
 /// The memory of a detached mirror stays so long. By then an honest peer has heard of it, and what it had posted is done; what another
@@ -180,11 +180,11 @@ impl Credit {
 
 /// Since when a device stands still: how much was done then, of more.
 #[derive(Debug, Default)]
-struct Standstill(Option<(u32, Instant)>);
+pub(super) struct Standstill(Option<(u32, Instant)>);
 
 impl Standstill {
     /// Of so much that was posted so much is done now. True if it will be no more.
-    fn for_long(&mut self, posted: u32, done: u32, now: Instant) -> bool {
+    pub fn for_long(&mut self, posted: u32, done: u32, now: Instant) -> bool {
         match self.0 {
             _ if posted == done => self.0 = None,
             Some((before, since)) if before == done => return now - since > STANDSTILL,
