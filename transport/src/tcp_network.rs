@@ -400,6 +400,11 @@ pub fn rdma_address() -> Result<(IpAddr, String), String> {
     ))
 }
 
+/// Whether UCX can be offered at an address of this host; else why not.
+pub fn probe_ucx(ip: IpAddr) -> Result<(), String> {
+    UcxDoor::open(ip).map(drop)
+}
+
 /// What another relay makes: a link, or over RDMA a request for one.
 #[derive(Debug)]
 pub enum Arrived {
