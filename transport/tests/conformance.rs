@@ -250,6 +250,33 @@ impl Fixture for VerbsMessages {
     }
 }
 
+/// The same over UCX, where all bytes are put, as those of long appends are.
+struct UcxPuts(Ucx);
+
+impl Fixture for UcxPuts {
+    type Link = AnyLink;
+    const LANDS_ANYWHERE: bool = true;
+
+    fn new() -> UcxPuts {
+        UcxPuts(Ucx::new())
+    }
+
+    fn pair(&mut self) -> [Self::Link; 2] {
+        let mut links = self.0.pair();
+        for link in &mut links {
+            match link {
+                AnyLink::Ucx(link) => link.put_all(),
+                other => panic!("{other:?}"),
+            }
+        }
+        links
+    }
+
+    fn pass(&mut self) {
+        self.0.pass();
+    }
+}
+
 /// The simulated one.
 struct Sim<const RDMA: u64> {
     world: World,
@@ -688,6 +715,11 @@ conform!(tcp, Tcp);
 conform!(tcp_tls, TcpTls);
 conform!(verbs, Verbs, ignore = "needs an RDMA device: ci/rxe run");
 conform!(ucx, Ucx, ignore = "needs an RDMA device: ci/rxe run");
+conform!(
+    ucx_puts,
+    UcxPuts,
+    ignore = "needs an RDMA device: ci/rxe run"
+);
 conform!(
     verbs_messages,
     VerbsMessages,

@@ -1,32 +1,41 @@
-//! UCX: ring bytes go in messages, and the receiving relay copies them into the mirror.
+//! UCX: small appends go in messages, and the receiving relay copies them into the mirror; large ones are written there.
 //!
 //! A message is what a chunk over TCP is: a [`Chunk`] header and the bytes that it tells of, of one ring, up to [`MAX_CHUNK`]. UCX
 //! promises no order between messages, so bytes count by their position, and only as far as nothing is missing in front of them;
 //! of progress the furthest counts. The first message each way is the token that both were given on the control connection.
 //!
-//! Because the receiver's processor copies, nothing of the sender's lands after the receiving link has ended: what still comes is
-//! nobody's.
+//! A long piece of a ring is put to its place in the mirror instead, and when UCX says that what was put is written, which is a way
+//! there and back more, a message tells of it without the bytes. For that the receiving side gives its mirror's key, in a message too:
+//! until it has come, bytes go in messages. Mirrors of less than [`LARGE`] bytes have none.
+//!
+//! What the receiver's processor copies cannot land after the receiving link has ended: what still comes is nobody's. What is put
+//! cannot after the memory was taken from the device, which the end of the link does.
 
 mod inlet;
 
 use super::{Event, Link, Quiesced, Remote};
-use crate::link::verbs::Standstill;
+use crate::BySlot;
+use crate::link::verbs::{DETACHED, Mirrored, STANDSTILL, Standstill};
 use crate::session::{ACK_DELAY_RDMA, Nanos};
 use crate::wire::{Chunk, Control, Data, MAX_CHUNK};
-use inlet::Mirror;
 pub(crate) use inlet::{Hub, Line};
+use inlet::{Mirror, PeerKey};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 use tbus::Region;
-use tbus_ucx_sys::{Body, How, Memory, Operation};
+use tbus_ucx_sys::{Body, How, Memory, Operation, RemoteKey};
+use tracing::error;
 
 /// More than this many bytes are not accepted: what waits in the ring instead goes out in larger messages.
 const UNDER_WAY: u64 = 2 << 20;
 /// More messages than these are not given to UCX, which would keep them in a queue of its own.
 const POSTED: usize = 64;
-/// If nothing of what UCX was given is done for so long, nothing will be.
-const STANDSTILL: Duration = crate::link::verbs::STANDSTILL;
+/// Pieces of a ring that are longer are put.
+const PUT: u64 = 8 << 10;
+/// Mirrors of so many bytes can be put to.
+pub(crate) const LARGE: u64 = 1 << 16;
 /// Between two looks at deadlines.
 const LOOK: Duration = Duration::from_millis(1);
 /// Polls between two looks at the clock.
@@ -41,6 +50,8 @@ struct Source {
     memory: Memory,
     capacity: u64,
     epoch: u64,
+    /// The peer's mirror: its key, and where it begins there. None: it was not told, or is not to be written.
+    mirror: Option<(RemoteKey, u64)>,
     /// Nothing more is to be sent of it: its memory is given back when what was accepted has gone out.
     detached: bool,
 }
@@ -65,11 +76,22 @@ struct Flying {
 pub struct UcxLink {
     line: Line,
     sources: Vec<Option<Source>>,
+    /// Of mirrors that the peer writes.
+    memories: BySlot<Memory>,
+    /// Mirrors that are detached and still have their memory, the oldest first.
+    detached: VecDeque<(Instant, u32)>,
+    mirrored: Mirrored,
     items: VecDeque<Item>,
     /// In the order in which UCX was given them.
     flying: VecDeque<Flying>,
+    /// What was put since the last flush was begun, and what is told when one is done.
+    put: Vec<Data>,
+    flushes: VecDeque<(Operation, Vec<Data>)>,
     /// Bytes in both.
     under_way: u64,
+    /// As [`PUT`] and [`LARGE`].
+    put_from: u64,
+    large: u64,
     /// Counts of what UCX was given, and of what is done.
     posted: u32,
     done: u32,
@@ -86,9 +108,16 @@ impl UcxLink {
         UcxLink {
             line,
             sources: Vec::new(),
+            memories: BySlot::default(),
+            detached: VecDeque::new(),
+            mirrored: Mirrored::default(),
             items: VecDeque::new(),
             flying: VecDeque::new(),
+            put: Vec::new(),
+            flushes: VecDeque::new(),
             under_way: 0,
+            put_from: PUT,
+            large: LARGE,
             posted: 0,
             done: 0,
             stands: Standstill::default(),
@@ -99,6 +128,12 @@ impl UcxLink {
         }
     }
 
+    /// From now on everything is put, into mirrors of any size.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn put_all(&mut self) {
+        (self.put_from, self.large) = (0, 0);
+    }
+
     /// True if something has come that the worker's descriptor does not tell of any more.
     pub(super) fn has_received(&self) -> bool {
         self.line.has_any()
@@ -106,7 +141,7 @@ impl UcxLink {
 
     /// True if UCX has nothing whose end would wake.
     pub(super) fn is_idle(&self) -> bool {
-        self.flying.is_empty() && self.items.is_empty()
+        self.flying.is_empty() && self.flushes.is_empty() && self.items.is_empty()
     }
 
     fn fail(&mut self, why: impl Into<String>) {
@@ -130,6 +165,22 @@ impl UcxLink {
         self.line.inlet(|inlet| inlet.look(now));
         if self.stands.for_long(self.posted, self.done, now) {
             self.fail(format!("UCX has done nothing for {STANDSTILL:?}"));
+        }
+        while self
+            .detached
+            .front()
+            .is_some_and(|(since, _)| now - *since > DETACHED)
+        {
+            self.forget_detached();
+        }
+    }
+
+    /// Gives back the memory of the mirror that was detached first.
+    fn forget_detached(&mut self) {
+        if let Some((_, slot)) = self.detached.pop_front()
+            && let Some(memory) = self.memories.remove(&slot)
+        {
+            self.mirrored.detached -= memory.length() as u64;
         }
     }
 
@@ -171,39 +222,111 @@ impl UcxLink {
         Ok(Some(data))
     }
 
-    /// Gives UCX one message of the next items: bytes, or progress, or both.
+    /// Gives UCX one piece of the next items: bytes, or progress, or both.
     fn post(&mut self) -> Result<(), String> {
         let before = self.take_control();
-        let data = self.take_data()?;
-        let control = match data {
-            Some(_) if before.is_none() => self.take_control(),
-            _ => before,
+        let data = match before.is_some() && self.is_next_put() {
+            true => None,
+            false => self.take_data()?,
         };
-        let header = Chunk { data, control }.encode();
-        let (body, reads) = match &data {
-            None => (Body::None, None),
-            Some(data) => {
-                let Some(Some(source)) = self.sources.get(data.slot as usize) else {
-                    return Err("it was there just now".into());
-                };
-                let (at, length) = (data.position % source.capacity, u64::from(data.length));
-                let range = (at as usize, (at + length) as usize);
-                let reads = (data.slot, data.position + length, length);
-                (Body::Memory(&source.memory, range), Some(reads))
+        let Some(data) = data else {
+            let chunk = Chunk {
+                data: None,
+                control: before,
+            };
+            return self.send(&chunk, None);
+        };
+        let Some(Some(source)) = self.sources.get(data.slot as usize) else {
+            return Err(format!("slot {} is gone", data.slot));
+        };
+        let mirror = source
+            .mirror
+            .filter(|_| u64::from(data.length) > self.put_from);
+        let memory = source.memory.clone();
+        let at = (data.position % source.capacity) as usize;
+        let range = at..at + data.length as usize;
+        match mirror {
+            Some((key, address)) => {
+                let endpoint = &self.line.endpoint;
+                let put = endpoint.put(&memory, range, key, address.wrapping_add(at as u64));
+                self.posted(put, Some(&data))?;
+                self.put.push(data);
             }
-        };
-        let sent = self.line.endpoint.send(&header, body, How::Eager);
-        let operation = sent.map_err(|error| error.to_string())?;
+            None => {
+                let chunk = Chunk {
+                    data: Some(data),
+                    control: before.or_else(|| self.take_control()),
+                };
+                self.send(&chunk, Some((&memory, range)))?;
+            }
+        }
+        self.give_back(data.slot);
+        Ok(())
+    }
+
+    /// Sends a message, with the bytes of a ring or without.
+    fn send(
+        &mut self,
+        chunk: &Chunk,
+        bytes: Option<(&Memory, Range<usize>)>,
+    ) -> Result<(), String> {
+        let reads = chunk.data.filter(|_| bytes.is_some());
+        let body = bytes.map_or(Body::None, |(memory, range)| {
+            Body::Memory(memory, (range.start, range.end))
+        });
+        let sent = self.line.endpoint.send(&chunk.encode(), body, How::Eager);
+        self.posted(sent, reads.as_ref())
+    }
+
+    /// UCX was given something, that reads these bytes of a ring if any.
+    fn posted(
+        &mut self,
+        operation: tbus_ucx_sys::Result<Operation>,
+        reads: Option<&Data>,
+    ) -> Result<(), String> {
+        let operation = operation.map_err(|error| error.to_string())?;
+        let reads = reads.map(|data| {
+            let length = u64::from(data.length);
+            (data.slot, data.position + length, length)
+        });
         self.posted = self.posted.wrapping_add(1);
         self.flying.push_back(Flying { operation, reads });
-        if let Some(data) = data {
-            self.give_back(data.slot);
+        Ok(())
+    }
+
+    /// Has UCX say when what was put so far is written.
+    fn flush(&mut self) -> Result<(), String> {
+        if !self.put.is_empty() {
+            let flush = self.line.endpoint.flush();
+            let flush = flush.map_err(|error| error.to_string())?;
+            self.posted = self.posted.wrapping_add(1);
+            self.flushes
+                .push_back((flush, std::mem::take(&mut self.put)));
         }
         Ok(())
     }
 
-    /// Tells what is read no more.
+    /// Tells the peer what is written, and the relay what is read no more.
     fn finish(&mut self, events: &mut Vec<Event>) -> Result<(), String> {
+        while let Some((flush, _)) = self.flushes.front_mut()
+            && let Some(outcome) = flush.outcome()
+        {
+            outcome.map_err(|error| error.to_string())?;
+            self.done = self.done.wrapping_add(1);
+            for data in self
+                .flushes
+                .pop_front()
+                .map(|(_, put)| put)
+                .into_iter()
+                .flatten()
+            {
+                let chunk = Chunk {
+                    data: Some(data),
+                    control: self.take_control(),
+                };
+                self.send(&chunk, None)?;
+            }
+        }
         while let Some(first) = self.flying.front_mut()
             && let Some(outcome) = first.operation.outcome()
         {
@@ -224,6 +347,32 @@ impl UcxLink {
             }
         }
         Ok(())
+    }
+
+    /// True if the next item is to be put.
+    fn is_next_put(&self) -> bool {
+        match self.items.front() {
+            Some(Item::Data { slot, from, to }) => {
+                let source = self.sources.get(*slot as usize).and_then(Option::as_ref);
+                to - from > self.put_from && source.is_some_and(|source| source.mirror.is_some())
+            }
+            _ => false,
+        }
+    }
+
+    /// Looks whether the peer has told by what its mirror can be written.
+    fn look_for_key(&mut self, slot: u32) {
+        if let Some(Some(source)) = self.sources.get_mut(slot as usize)
+            && source.mirror.is_none()
+            && source.capacity >= self.large
+            && let Some(key) = self.line.inlet(|inlet| inlet.take_key(slot))
+            && key.epoch == source.epoch
+        {
+            match self.line.endpoint.remote_key(&key.packed) {
+                Ok(remote) => source.mirror = Some((remote, key.address)),
+                Err(error) => self.fail(format!("the key of slot {slot}: {error}")),
+            }
+        }
     }
 
     /// Gives back the memory of a detached source, unless some of it is to go out still; what UCX reads it keeps.
@@ -250,6 +399,7 @@ impl Link for UcxLink {
             memory: self.map(&ring)?,
             capacity: ring.capacity(),
             epoch,
+            mirror: None,
             detached: false,
         };
         let index = slot as usize;
@@ -257,6 +407,7 @@ impl Link for UcxLink {
             self.sources.resize_with(index + 1, || None);
         }
         self.sources[index] = Some(source);
+        self.look_for_key(slot);
         Ok(())
     }
 
@@ -268,7 +419,20 @@ impl Link for UcxLink {
         tail: u64,
         room: u64,
     ) -> Result<Remote, String> {
-        let mirror = Mirror::new(ring, epoch, tail, room);
+        let is_written = ring.capacity() >= self.large;
+        if is_written {
+            let text = |error: tbus_ucx_sys::Error| error.to_string();
+            let memory = self.map(&ring)?;
+            let key = PeerKey {
+                epoch,
+                address: memory.address(),
+                packed: memory.key().map_err(text)?,
+            };
+            self.posted(self.line.tell(slot, &key), None)?;
+            self.memories.insert(slot, memory);
+            self.mirrored.attach(ring.capacity());
+        }
+        let mirror = Mirror::new(ring, epoch, tail, room, is_written);
         self.line.inlet(|inlet| inlet.attach(slot, mirror));
         Ok((0, 0))
     }
@@ -285,7 +449,16 @@ impl Link for UcxLink {
     }
 
     fn detach_mirror(&mut self, slot: u32) {
-        self.line.inlet(|inlet| inlet.detach(slot));
+        // What is being put must find its memory, or the link fails and with it all other rings.
+        if self.line.inlet(|inlet| inlet.detach(slot))
+            && let Some(memory) = self.memories.get(&slot)
+        {
+            self.mirrored.detach(memory.length() as u64);
+            self.detached.push_back((Instant::now(), slot));
+        }
+        while self.mirrored.is_too_much() {
+            self.forget_detached();
+        }
     }
 
     fn append(&mut self, slot: u32, from: u64, to: u64) -> bool {
@@ -296,6 +469,9 @@ impl Link for UcxLink {
             return false;
         };
         debug_assert!(!source.detached);
+        if to - from > self.put_from && source.mirror.is_none() {
+            self.look_for_key(slot);
+        }
         self.under_way += to - from;
         match self.items.back_mut() {
             Some(Item::Data {
@@ -317,6 +493,11 @@ impl Link for UcxLink {
             if let Err(why) = self.post() {
                 self.fail(why);
             }
+        }
+        if self.down.is_none()
+            && let Err(why) = self.flush()
+        {
+            self.fail(why);
         }
     }
 
@@ -370,7 +551,17 @@ impl Link for UcxLink {
     fn quiesce(self) -> Quiesced {
         let hub = self.line.hub.clone();
         // What comes from now on is nobody's, and the endpoint is closed.
-        drop((self.line, self.flying));
+        drop((self.line, self.flying, self.flushes));
+        for (slot, memory) in self.memories {
+            if let Err((_, error)) = memory.unmap() {
+                // The peer may go on writing, whatever is resumed: rings would be damaged in silence.
+                error!(
+                    slot,
+                    "a mirror's memory cannot be taken from UCX, so this process ends: {error}"
+                );
+                std::process::abort();
+            }
+        }
         // So that the peer need not find out by silence.
         let begun = Instant::now();
         while hub.worker.is_ending() && begun.elapsed() < DRAIN {

@@ -52,7 +52,7 @@ pub(super) const STANDSTILL: Duration = Duration::from_millis(2500);
 pub(crate) const ESTABLISHED: Duration = Duration::from_secs(3);
 /// The memory of a detached mirror stays so long. By then an honest peer has heard of it, and what it had posted is done; what another
 /// one writes there fails its link.
-const DETACHED: Duration = Duration::from_secs(5);
+pub(super) const DETACHED: Duration = Duration::from_secs(5);
 /// Bytes that a notice counts as at least.
 const NOTICE: usize = 512;
 /// Between two looks at what seldom happens.
@@ -93,26 +93,26 @@ struct Mirror {
 
 /// Bytes of mirrors that the device has.
 #[derive(Debug, Default)]
-struct Mirrored {
+pub(super) struct Mirrored {
     attached: u64,
     /// The most that were attached at a time.
     most: u64,
-    detached: u64,
+    pub detached: u64,
 }
 
 impl Mirrored {
-    fn attach(&mut self, bytes: u64) {
+    pub fn attach(&mut self, bytes: u64) {
         self.attached += bytes;
         self.most = self.most.max(self.attached);
     }
 
-    fn detach(&mut self, bytes: u64) {
+    pub fn detach(&mut self, bytes: u64) {
         self.attached -= bytes;
         self.detached += bytes;
     }
 
     /// A peer that opens its rings over and over has no more memory pinned than twice what they need.
-    fn is_too_much(&self) -> bool {
+    pub fn is_too_much(&self) -> bool {
         self.detached > self.most
     }
 }

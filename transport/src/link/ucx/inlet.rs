@@ -14,6 +14,12 @@ use tbus_ucx_sys::{Body, Context, Endpoint, Error, How, Key, Operation, Received
 const MESSAGE: usize = 512;
 /// Ranges of a mirror that have come before others that belong in front of them; an honest peer's are fewer.
 const EARLY: usize = 1024;
+/// Keys that have come and are not asked for yet.
+const KEYS: usize = 4096;
+/// Bytes in front of a packed key: slot, epoch and address, and zeros so that it is longer than any other header.
+const KEY_HEADER: usize = 64;
+/// A packed key has so many bytes at most.
+const KEY: usize = 512;
 /// What is missing in front of them is there within this time, or will never be.
 const MISSING: Duration = Duration::from_millis(2500);
 
@@ -42,10 +48,20 @@ pub(super) struct Mirror {
     pub next: u64,
     /// Bytes may land below.
     pub room: u64,
+    /// The peer writes there by itself, and only tells.
+    is_written: bool,
     /// What has come beyond: UCX promises no order between messages.
     early: BTreeMap<u64, u64>,
     /// Since when something is missing in front of that.
     missing: Option<Instant>,
+}
+
+/// What a peer's mirror can be written by.
+#[derive(Debug)]
+pub(super) struct PeerKey {
+    pub epoch: u64,
+    pub address: u64,
+    pub packed: Vec<u8>,
 }
 
 /// What has come from one endpoint.
@@ -55,6 +71,8 @@ pub(super) struct Inlet {
     /// The furthest progress of each of our rings.
     progress: BySlot<Control>,
     token: Option<Token>,
+    /// Of the peer's mirrors, until somebody asks for them.
+    keys: BySlot<PeerKey>,
     events: Vec<Event>,
     /// Bytes that the events stand for, at least so many each.
     taken: usize,
@@ -125,6 +143,16 @@ impl Line {
         })
     }
 
+    /// Tells the peer by what a mirror can be written.
+    pub(super) fn tell(&self, slot: u32, key: &PeerKey) -> Result<Operation, Error> {
+        let mut header = vec![0; KEY_HEADER];
+        for (at, word) in [(0, u64::from(slot)), (8, key.epoch), (16, key.address)] {
+            header[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        header.extend_from_slice(&key.packed);
+        self.endpoint.send(&header, Body::None, How::Eager)
+    }
+
     /// The events so far, and the bytes that they stand for; or why there will be no more.
     pub(super) fn take(&self, events: &mut Vec<Event>) -> Result<usize, String> {
         self.inlet(|inlet| {
@@ -150,12 +178,13 @@ impl Drop for Line {
 }
 
 impl Mirror {
-    pub fn new(region: Region, epoch: u64, tail: u64, room: u64) -> Mirror {
+    pub fn new(region: Region, epoch: u64, tail: u64, room: u64, is_written: bool) -> Mirror {
         Mirror {
             region: Some(region),
             epoch,
             next: tail,
             room,
+            is_written,
             early: BTreeMap::new(),
             missing: None,
         }
@@ -171,7 +200,12 @@ impl Mirror {
             return Err(());
         }
         if from > self.next {
-            self.early.insert(from, to);
+            // What follows on what is early too is one with it.
+            let before = self.early.range_mut(..from).next_back();
+            match before.filter(|(_, end)| **end == from) {
+                Some((_, end)) => *end = to,
+                None => drop(self.early.insert(from, to)),
+            }
             self.missing.get_or_insert_with(Instant::now);
             return if self.early.len() > EARLY {
                 Err(())
@@ -220,6 +254,9 @@ impl Inlet {
                 _ => Err("the first message is no token".into()),
             };
         }
+        if header.len() > KEY_HEADER {
+            return self.key(header);
+        }
         let header: &[u8; CHUNK_HEADER] = header
             .try_into()
             .map_err(|_| format!("a message with a header of {} bytes", header.len()))?;
@@ -245,7 +282,8 @@ impl Inlet {
         if data.epoch != mirror.epoch {
             return Err(format!("bytes for slot {slot} in another epoch"));
         }
-        if bytes.len() != data.length as usize {
+        let is_written = mirror.is_written && bytes.is_empty();
+        if bytes.len() != data.length as usize && !is_written {
             return Err(format!(
                 "{} bytes for slot {slot}, and {} are said to come",
                 bytes.len(),
@@ -261,7 +299,9 @@ impl Inlet {
                 mirror.next, mirror.room
             ));
         };
-        if let Some(region) = &mirror.region {
+        if let Some(region) = &mirror.region
+            && !is_written
+        {
             copy_in(region, from, bytes);
         }
         if !moved {
@@ -289,12 +329,45 @@ impl Inlet {
         }
     }
 
-    /// What comes for it from now on is dropped.
-    pub fn detach(&mut self, slot: u32) {
-        if let Some(mirror) = self.mirrors.get_mut(&slot) {
-            mirror.region = None;
-            (mirror.early, mirror.missing) = (BTreeMap::new(), None);
+    /// What comes for it from now on is dropped. False if it was so before.
+    pub fn detach(&mut self, slot: u32) -> bool {
+        let Some(mirror) = self.mirrors.get_mut(&slot) else {
+            return false;
+        };
+        (mirror.early, mirror.missing) = (BTreeMap::new(), None);
+        mirror.region.take().is_some()
+    }
+
+    /// The peer tells by what a mirror of its can be written.
+    fn key(&mut self, header: &[u8]) -> Result<(), String> {
+        let (fields, packed) = header.split_at(KEY_HEADER);
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&fields[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let Ok(slot) = u32::try_from(word(0)) else {
+            return Err(format!("a key for slot {}", word(0)));
+        };
+        if packed.len() > KEY {
+            return Err(format!("a key of {} bytes for slot {slot}", packed.len()));
         }
+        // Without it the ring's bytes go in messages.
+        if self.keys.len() >= KEYS {
+            return Ok(());
+        }
+        let key = PeerKey {
+            epoch: word(8),
+            address: word(16),
+            packed: packed.to_vec(),
+        };
+        self.keys.insert(slot, key);
+        Ok(())
+    }
+
+    /// By what the peer's mirror of our ring can be written, if it has told.
+    pub fn take_key(&mut self, slot: u32) -> Option<PeerKey> {
+        self.keys.remove(&slot)
     }
 
     /// Looks for what is missing for too long.
@@ -336,6 +409,7 @@ mod tests {
             epoch: 7,
             next,
             room,
+            is_written: false,
             early: BTreeMap::new(),
             missing: None,
         }
