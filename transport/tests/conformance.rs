@@ -204,7 +204,8 @@ impl<const TRANSPORT: u8> Fixture for Rdma<TRANSPORT> {
         let made = one.connect_link(&control, TRANSPORT, port, TOKEN);
         assert!(made.unwrap().is_none());
         let (token, request) = until("a request", || {
-            assert!(one.dialled_link().is_none());
+            let made = one.dialled_link();
+            assert!(made.is_none(), "before it was agreed: {made:?}");
             other.accept_link()
         });
         assert_eq!(token, TOKEN);
@@ -764,10 +765,8 @@ fn pinned() -> u64 {
     kib.parse::<u64>().unwrap() << 10
 }
 
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn verbs_memory_of_a_closed_mirror_is_given_back_after_its_time() {
-    let mut bench = Bench::<Verbs>::new("given-back");
+fn memory_of_a_closed_mirror_is_given_back_after_its_time<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
     let before = pinned();
     bench.attach(0, [EPOCH; 2]);
     bench.attach(1, [EPOCH; 2]);
@@ -795,10 +794,8 @@ fn verbs_memory_of_a_closed_mirror_is_given_back_after_its_time() {
     assert_eq!(heard, [Event::Arrived { slot: 1, to: 512 }]);
 }
 
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn verbs_a_ring_that_is_opened_over_and_over_is_not_pinned_as_often() {
-    let mut bench = Bench::<Verbs>::new("reopened");
+fn a_ring_that_is_opened_over_and_over_is_not_pinned_as_often<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
     let before = pinned();
     for slot in 0..100 {
         let mirror = bench.mirror(0);
@@ -811,6 +808,20 @@ fn verbs_a_ring_that_is_opened_over_and_over_is_not_pinned_as_often() {
     }
     assert_eq!(bench.go(), []);
 }
+
+macro_rules! give_back {
+    ($name:ident, $fixture:ty) => {
+        mod $name {
+            use super::*;
+            conform!(@ $name, $fixture, (ignore = "needs an RDMA device: ci/rxe run"),
+                memory_of_a_closed_mirror_is_given_back_after_its_time,
+                a_ring_that_is_opened_over_and_over_is_not_pinned_as_often);
+        }
+    };
+}
+
+give_back!(verbs_memory, Verbs);
+give_back!(ucx_memory, UcxPuts);
 
 /// Who knows a token, and asks from another host than the one that it was given to.
 #[test]

@@ -1,6 +1,7 @@
 //! UCX: small appends go in messages, and the receiving relay copies them into the mirror; large ones are written there.
 //!
-//! A message is what a chunk over TCP is: a [`Chunk`] header and the bytes that it tells of, of one ring, up to [`MAX_CHUNK`]. UCX
+//! A message is what a chunk over TCP is: a [`Chunk`] header and the bytes that it tells of, of one ring, up to [`MAX_CHUNK`]. One of
+//! bytes alone has a header of 20, so that a small one fits into the request to the card. UCX
 //! promises no order between messages, so bytes count by their position, and only as far as nothing is missing in front of them;
 //! of progress the furthest counts. The first message each way is the token that both were given on the control connection.
 //!
@@ -21,7 +22,6 @@ use crate::wire::{Chunk, Control, Data, MAX_CHUNK};
 pub(crate) use inlet::{Hub, Line};
 use inlet::{Mirror, PeerKey};
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 use tbus::Region;
@@ -33,7 +33,7 @@ const UNDER_WAY: u64 = 2 << 20;
 /// More messages than these are not given to UCX, which would keep them in a queue of its own.
 const POSTED: usize = 64;
 /// Pieces of a ring that are longer are put.
-const PUT: u64 = 8 << 10;
+const PUT: u64 = 32 << 10;
 /// Mirrors of so many bytes can be put to.
 pub(crate) const LARGE: u64 = 1 << 16;
 /// Between two looks at deadlines.
@@ -234,7 +234,7 @@ impl UcxLink {
                 data: None,
                 control: before,
             };
-            return self.send(&chunk, None);
+            return self.tell(&chunk);
         };
         let Some(Some(source)) = self.sources.get(data.slot as usize) else {
             return Err(format!("slot {} is gone", data.slot));
@@ -253,29 +253,31 @@ impl UcxLink {
                 self.put.push(data);
             }
             None => {
-                let chunk = Chunk {
-                    data: Some(data),
-                    control: before.or_else(|| self.take_control()),
+                let body = Body::Memory(&memory, (range.start, range.end));
+                let control = before.or_else(|| self.take_control());
+                let endpoint = &self.line.endpoint;
+                let sent = match control {
+                    None => endpoint.send(&inlet::header(&data), body, How::Eager),
+                    Some(_) => {
+                        let chunk = Chunk {
+                            data: Some(data),
+                            control,
+                        };
+                        endpoint.send(&chunk.encode(), body, How::Eager)
+                    }
                 };
-                self.send(&chunk, Some((&memory, range)))?;
+                self.posted(sent, Some(&data))?;
             }
         }
         self.give_back(data.slot);
         Ok(())
     }
 
-    /// Sends a message, with the bytes of a ring or without.
-    fn send(
-        &mut self,
-        chunk: &Chunk,
-        bytes: Option<(&Memory, Range<usize>)>,
-    ) -> Result<(), String> {
-        let reads = chunk.data.filter(|_| bytes.is_some());
-        let body = bytes.map_or(Body::None, |(memory, range)| {
-            Body::Memory(memory, (range.start, range.end))
-        });
-        let sent = self.line.endpoint.send(&chunk.encode(), body, How::Eager);
-        self.posted(sent, reads.as_ref())
+    /// Sends a message without bytes.
+    fn tell(&mut self, chunk: &Chunk) -> Result<(), String> {
+        let header = chunk.encode();
+        let sent = self.line.endpoint.send(&header, Body::None, How::Eager);
+        self.posted(sent, None)
     }
 
     /// UCX was given something, that reads these bytes of a ring if any.
@@ -324,7 +326,7 @@ impl UcxLink {
                     data: Some(data),
                     control: self.take_control(),
                 };
-                self.send(&chunk, None)?;
+                self.tell(&chunk)?;
             }
         }
         while let Some(first) = self.flying.front_mut()
@@ -542,10 +544,7 @@ impl Link for UcxLink {
     }
 
     fn patience(&self) -> Nanos {
-        match self.is_busy() {
-            true => 0, // it goes along
-            false => ACK_DELAY_RDMA,
-        }
+        ACK_DELAY_RDMA // with it a message of bytes is longer than what goes at once
     }
 
     fn quiesce(self) -> Quiesced {

@@ -3,8 +3,9 @@
 use super::super::Event;
 use crate::BySlot;
 use crate::link::socket::copy_in;
-use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, Token};
+use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, MAX_CHUNK, Token};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tbus::Region;
@@ -16,6 +17,8 @@ const MESSAGE: usize = 512;
 const EARLY: usize = 1024;
 /// Keys that have come and are not asked for yet.
 const KEYS: usize = 4096;
+/// Bytes of the header of a message of ring bytes alone: slot, epoch and position. They are as many as follow.
+const HEADER: usize = 20;
 /// Bytes in front of a packed key: slot, epoch and address, and zeros so that it is longer than any other header.
 const KEY_HEADER: usize = 64;
 /// A packed key has so many bytes at most.
@@ -77,6 +80,33 @@ pub(super) struct Inlet {
     /// Bytes that the events stand for, at least so many each.
     taken: usize,
     down: Option<String>,
+}
+
+/// The header of a message of ring bytes alone.
+pub(super) fn header(data: &Data) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&data.slot.to_le_bytes());
+    header[4..12].copy_from_slice(&data.epoch.to_le_bytes());
+    header[12..].copy_from_slice(&data.position.to_le_bytes());
+    header
+}
+
+/// What such a header says of so many bytes.
+fn data_of(header: &[u8; HEADER], length: usize) -> Result<Data, String> {
+    let number = |range: Range<usize>| {
+        let bytes = header[range].iter().rev();
+        bytes.fold(0u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let position = number(12..20);
+    if length == 0 || length > MAX_CHUNK || position >= tbus::layout::MAX_POSITION {
+        return Err(format!("{length} bytes at position {position}"));
+    }
+    Ok(Data {
+        slot: number(0..4) as u32,
+        epoch: number(4..12),
+        position,
+        length: length as u32,
+    })
 }
 
 impl Hub {
@@ -253,6 +283,9 @@ impl Inlet {
                 }
                 _ => Err("the first message is no token".into()),
             };
+        }
+        if let Ok(header) = header.try_into() {
+            return self.arrived(&data_of(header, bytes.len())?, bytes);
         }
         if header.len() > KEY_HEADER {
             return self.key(header);
@@ -514,6 +547,27 @@ mod tests {
             let why = says(&mut inlet, &header, bytes).unwrap_err();
             assert!(why.contains(expected), "{why}");
         }
+        let short = |position| {
+            let data = Data {
+                slot: 3,
+                epoch: 7,
+                position,
+                length: 0,
+            };
+            super::header(&data)
+        };
+        let decoded = data_of(&short(8), 24).unwrap();
+        let all = (
+            decoded.slot,
+            decoded.epoch,
+            decoded.position,
+            decoded.length,
+        );
+        assert_eq!(all, (3, 7, 8, 24));
+        says(&mut inlet, &short(8), &[0; 24]).unwrap();
+        assert!(says(&mut inlet, &short(8), &[]).is_err(), "no bytes");
+        assert!(says(&mut inlet, &short(8), &vec![0; MAX_CHUNK + 1]).is_err());
+        assert!(says(&mut inlet, &short(1 << 63), &[0; 8]).is_err());
         let mut control = control(0);
         control.want = true;
         let chunk = Chunk {
@@ -531,6 +585,56 @@ mod tests {
             delivered,
             consumed: Cursor::default(),
         }
+    }
+
+    #[test]
+    fn keys_are_kept_until_they_are_asked_for() {
+        let mut inlet = Inlet {
+            token: Some(Token([7; 16])),
+            ..Inlet::default()
+        };
+        let of = |slot: u64, packed: usize| {
+            let mut header = vec![0; KEY_HEADER + packed];
+            header[..8].copy_from_slice(&slot.to_le_bytes());
+            header[8] = 7;
+            header[16] = 9;
+            header
+        };
+        says(&mut inlet, &of(3, 40), &[]).unwrap();
+        assert!(inlet.take_key(2).is_none());
+        let key = inlet.take_key(3).unwrap();
+        assert_eq!((key.epoch, key.address, key.packed.len()), (7, 9, 40));
+        assert!(inlet.take_key(3).is_none());
+        assert!(says(&mut inlet, &of(1 << 32, 40), &[]).is_err());
+        assert!(says(&mut inlet, &of(3, KEY + 1), &[]).is_err());
+        for slot in 0..2 * KEYS as u64 {
+            says(&mut inlet, &of(slot, 40), &[]).unwrap();
+        }
+        assert_eq!(inlet.keys.len(), KEYS);
+    }
+
+    #[test]
+    fn bytes_that_were_put_are_only_told_of() {
+        let mut inlet = Inlet {
+            token: Some(Token([7; 16])),
+            ..Inlet::default()
+        };
+        let mut written = mirror(0, 1000);
+        written.is_written = true;
+        inlet.attach(3, written);
+        assert_eq!(inlet.mirrors.get_mut(&3).unwrap().came(0, 8), Ok(true));
+        let data = Data {
+            slot: 3,
+            epoch: 7,
+            position: 8,
+            length: 64,
+        };
+        let chunk = Chunk {
+            data: Some(data),
+            control: None,
+        };
+        says(&mut inlet, &chunk.encode(), &[]).unwrap();
+        assert!(says(&mut inlet, &chunk.encode(), &[0; 63]).is_err());
     }
 
     #[test]
