@@ -4,7 +4,6 @@
 //! with its first message, within [`ESTABLISHED`]; who does not, or sends anything else, is out again.
 
 use crate::link::ucx::{Hub, Line, UcxLink};
-use crate::link::verbs::ESTABLISHED;
 use crate::verbs_network::devices_at;
 use crate::wire::Token;
 use std::cell::Cell;
@@ -17,6 +16,8 @@ use tracing::{debug, info};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);
+/// Who is let in or asks to be is heard within this time. A packet of the connection manager that is lost is sent again after 4 s.
+const ESTABLISHED: Duration = Duration::from_secs(8);
 /// So many are let in at a time that have not shown a token: anybody may ask, and each takes memory of the device.
 const STRANGERS: usize = 16;
 
