@@ -24,6 +24,7 @@ pub mod session;
 pub mod sim;
 pub mod tcp_network;
 pub mod tls;
+mod ucx_network;
 mod verbs_network;
 pub mod wire;
 

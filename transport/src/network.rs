@@ -6,7 +6,7 @@ use crate::tls::Tls;
 use crate::wire::{Hello, TRANSPORT_TCP, Token};
 use std::sync::Arc;
 use std::time::Duration;
-use tbus::grm::RelayEndpoint;
+use tbus::grm::{RelayEndpoint, Transport};
 
 /// Who gets in, and how sure it is who that is.
 #[derive(Clone, Debug)]
@@ -48,6 +48,9 @@ pub trait Network {
 
     /// Random bits that nobody can guess.
     fn random(&mut self) -> u64;
+
+    /// A route names it: it is to be had, if it can be.
+    fn want(&mut self, _transport: Transport) {}
 
     /// The transports for HELLO.
     fn transports(&self) -> u64 {

@@ -7,8 +7,9 @@ use crate::link::socket::Socket;
 use crate::link::tcp::TcpLink;
 use crate::network::{Control, Guard, Network};
 use crate::tls::{Credentials, Tls};
-use crate::verbs_network::{Request, Seeker, VerbsDoor};
-use crate::wire::{Hello, TRANSPORT_TCP, TRANSPORT_TLS, TRANSPORT_VERBS, Token};
+use crate::ucx_network::{self, UcxDoor};
+use crate::verbs_network::{self, Request, Seeker, VerbsDoor};
+use crate::wire::{Hello, TRANSPORT_TCP, TRANSPORT_TLS, TRANSPORT_UCX, TRANSPORT_VERBS, Token};
 use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use std::collections::VecDeque;
@@ -17,7 +18,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
-use tbus::grm::RelayEndpoint;
+use tbus::grm::{RelayEndpoint, Transport};
 use tracing::{info, warn};
 
 /// Bytes read from a control connection at a time: few, for they are cleared before, and mostly in vain.
@@ -206,7 +207,11 @@ pub struct TcpNetwork {
     /// None: there is no RDMA, or it is not wanted.
     verbs: Option<VerbsDoor>,
     /// It is wanted, and there is none now.
-    seeker: Option<Seeker>,
+    seeker: Option<Seeker<verbs_network::Found>>,
+    /// None: there is no UCX, or it is not wanted.
+    ucx: Option<UcxDoor>,
+    /// It is wanted, and there is none now.
+    ucx_seeker: Option<Seeker<ucx_network::Found>>,
     /// When it was last said that a link was turned away.
     turned_away: Option<Instant>,
 }
@@ -246,6 +251,8 @@ impl TcpNetwork {
             links: VecDeque::new(),
             verbs: None,
             seeker: None,
+            ucx: None,
+            ucx_seeker: None,
             turned_away: None,
         })
     }
@@ -255,21 +262,42 @@ impl TcpNetwork {
     pub fn open_verbs(&mut self) -> Result<Vec<String>, String> {
         let ip = self.local[0].ip();
         let found = VerbsDoor::open(ip);
-        let (door, devices) = found.inspect_err(|_| self.seeker = Some(Seeker::new(ip)))?;
+        let (door, devices) =
+            found.inspect_err(|_| self.seeker = Some(Seeker::new(ip, VerbsDoor::open)))?;
         self.verbs = Some(door);
         Ok(devices)
     }
 
+    /// The same with UCX: its version, and the names of the devices.
+    pub fn open_ucx(&mut self) -> Result<(String, Vec<String>), String> {
+        let ip = self.local[0].ip();
+        let found = UcxDoor::open(ip);
+        let (door, version, devices) =
+            found.inspect_err(|_| self.ucx_seeker = Some(Seeker::new(ip, UcxDoor::open)))?;
+        self.ucx = Some(door);
+        Ok((version, devices))
+    }
+
     /// Devices come and go.
-    fn look_for_verbs(&mut self) {
+    fn look_for_devices(&mut self) {
+        let ip = self.local[0].ip();
         if self.verbs.as_ref().is_some_and(VerbsDoor::is_over) {
             warn!("the RDMA device has gone; TCP serves until there is one again");
             self.verbs = None;
-            self.seeker = Some(Seeker::new(self.local[0].ip()));
+            self.seeker = Some(Seeker::new(ip, VerbsDoor::open));
+            // It knows the devices of its beginning, and keeps them.
+            if self.ucx.take().is_some() {
+                self.ucx_seeker = Some(Seeker::new(ip, UcxDoor::open));
+            }
         }
         if let Some((door, devices)) = self.seeker.as_mut().and_then(Seeker::look) {
             info!(devices = devices.join(", "), "RDMA is offered from now on");
             (self.verbs, self.seeker) = (Some(door), None);
+        }
+        if let Some((door, version, devices)) = self.ucx_seeker.as_mut().and_then(Seeker::look) {
+            let devices = devices.join(", ");
+            info!(version, devices, "UCX is offered from now on");
+            (self.ucx, self.ucx_seeker) = (Some(door), None);
         }
     }
 
@@ -297,10 +325,20 @@ impl TcpNetwork {
         fds.push(PollFd::new(self.door.bell(), PollFlags::POLLIN));
         let verbs = self.verbs.iter().flat_map(VerbsDoor::fds);
         fds.extend(verbs.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let mut timeout = timeout;
+        if let Some(ucx) = &self.ucx {
+            fds.push(PollFd::new(ucx.fd(), PollFlags::POLLIN));
+            if !ucx.arm() {
+                timeout = Duration::ZERO;
+            }
+        }
         let polled = ppoll(&mut fds, Some(timeout.into()), None);
         self.door.heard();
         if let Some(verbs) = &self.verbs {
             verbs.look_soon();
+        }
+        if let Some(ucx) = &self.ucx {
+            ucx.look_soon();
         }
         match polled {
             Ok(_) | Err(nix::Error::EINTR) => Ok(()),
@@ -362,6 +400,11 @@ pub fn rdma_address() -> Result<(IpAddr, String), String> {
     ))
 }
 
+/// Whether UCX can be offered at an address of this host; else why not.
+pub fn probe_ucx(ip: IpAddr) -> Result<(), String> {
+    UcxDoor::open(ip).map(drop)
+}
+
 /// What another relay makes: a link, or over RDMA a request for one.
 #[derive(Debug)]
 pub enum Arrived {
@@ -369,6 +412,38 @@ pub enum Arrived {
     Tcp(Box<TcpLink>),
     /// A request, which is to be answered.
     Verbs(Request),
+    /// The same over UCX.
+    Ucx(ucx_network::Request),
+}
+
+/// "over TCP" and so on.
+pub(crate) fn word(transport: u8) -> &'static str {
+    match transport {
+        TRANSPORT_TLS => "with TLS",
+        TRANSPORT_VERBS => "by RDMA",
+        TRANSPORT_UCX => "over UCX",
+        _ => "in clear",
+    }
+}
+
+fn tcp_belongs(link: &TcpLink, control: &TcpControl, transport: u8) -> Result<(), String> {
+    if matches!(transport, TRANSPORT_VERBS | TRANSPORT_UCX) {
+        return Err(format!(
+            "the link is over TCP, and was offered {}",
+            word(transport)
+        ));
+    }
+    let tls = link.socket().tls();
+    match (transport == TRANSPORT_TLS, tls) {
+        (true, None) => Err("the link is in clear, and was offered with TLS".into()),
+        (false, Some(_)) => Err("the link has TLS, and was offered in clear".into()),
+        (true, Some(tls)) if tls.names() != control.names() => Err(format!(
+            "the link's certificate is for {}, and that of the control connection for {}",
+            tls.names().join(", "),
+            control.names().join(", ")
+        )),
+        _ => Ok(()),
+    }
 }
 
 impl Network for TcpNetwork {
@@ -393,13 +468,26 @@ impl Network for TcpNetwork {
         })
     }
 
+    fn want(&mut self, transport: Transport) {
+        // It takes memory and threads of its own accord, so only where it is asked for.
+        if transport == Transport::Ucx && self.ucx.is_none() && self.ucx_seeker.is_none() {
+            match self.open_ucx() {
+                Ok((version, devices)) => {
+                    info!(version, devices = devices.join(", "), "UCX is offered");
+                }
+                Err(why) => info!("UCX is {why}"),
+            }
+        }
+    }
+
     fn transports(&self) -> u64 {
         let tls = match self.guard {
             Guard::Loopback => 0,
             Guard::Tls(_) => TRANSPORT_TLS,
         };
         let verbs = self.verbs.as_ref().map_or(0, |_| TRANSPORT_VERBS);
-        (TRANSPORT_TCP | tls | verbs).into()
+        let ucx = self.ucx.as_ref().map_or(0, |_| TRANSPORT_UCX);
+        (TRANSPORT_TCP | tls | verbs | ucx).into()
     }
 
     fn admit(&self, control: &TcpControl, hello: &Hello) -> Result<u8, String> {
@@ -417,37 +505,25 @@ impl Network for TcpNetwork {
     }
 
     fn belongs(&self, link: &Arrived, control: &TcpControl, transport: u8) -> Result<(), String> {
-        let link = match link {
-            Arrived::Tcp(link) => link,
-            // It comes without a name of its own: the token is all that it shows, and from where.
-            Arrived::Verbs(request) if transport == TRANSPORT_VERBS => {
-                let peer = control.socket().and_then(|socket| socket.peer().ok());
-                let peer = peer.map(|address| address.ip().to_canonical());
-                let ip = request.peer_ip().map(|ip| ip.to_canonical());
-                return match ip == peer {
-                    true => Ok(()),
-                    false => Err(format!(
-                        "the link comes from {}, and the control connection from {}",
-                        ip.map_or("nowhere".into(), |ip| ip.to_string()),
-                        peer.map_or("nowhere".into(), |ip| ip.to_string()),
-                    )),
-                };
-            }
-            Arrived::Verbs(_) => return Err("the link is by RDMA, which was not offered".into()),
+        let (is, ip) = match link {
+            Arrived::Tcp(link) => return tcp_belongs(link, control, transport),
+            Arrived::Verbs(request) => (TRANSPORT_VERBS, request.peer_ip()),
+            Arrived::Ucx(request) => (TRANSPORT_UCX, request.peer_ip()),
         };
-        if transport == TRANSPORT_VERBS {
-            return Err("the link is over TCP, and was offered by RDMA".into());
+        if is != transport {
+            return Err(format!("the link is {}, which was not offered", word(is)));
         }
-        let tls = link.socket().tls();
-        match (transport == TRANSPORT_TLS, tls) {
-            (true, None) => Err("the link is in clear, and was offered with TLS".into()),
-            (false, Some(_)) => Err("the link has TLS, and was offered in clear".into()),
-            (true, Some(tls)) if tls.names() != control.names() => Err(format!(
-                "the link's certificate is for {}, and that of the control connection for {}",
-                tls.names().join(", "),
-                control.names().join(", ")
+        // It comes without a name of its own: the token is all that it shows, and from where.
+        let peer = control.socket().and_then(|socket| socket.peer().ok());
+        let peer = peer.map(|address| address.ip().to_canonical());
+        let ip = ip.map(|ip| ip.to_canonical());
+        match ip == peer {
+            true => Ok(()),
+            false => Err(format!(
+                "the link comes from {}, and the control connection from {}",
+                ip.map_or("nowhere".into(), |ip| ip.to_string()),
+                peer.map_or("nowhere".into(), |ip| ip.to_string()),
             )),
-            _ => Ok(()),
         }
     }
 
@@ -461,6 +537,7 @@ impl Network for TcpNetwork {
         let from = match &link {
             Arrived::Tcp(link) => link.socket().peer().map(|address| address.to_string()),
             Arrived::Verbs(_) => Ok("RDMA".into()),
+            Arrived::Ucx(_) => Ok("UCX".into()),
         };
         warn!(from = from.unwrap_or_default(), "a link is refused: {why}");
     }
@@ -526,14 +603,20 @@ impl Network for TcpNetwork {
         port: u16,
         token: Token,
     ) -> Result<Option<AnyLink>, String> {
-        let tls = match (transport, &mut self.verbs) {
-            (TRANSPORT_TCP, _) => None,
-            (TRANSPORT_TLS, _) if control.has_tls() => self.credentials(),
-            (TRANSPORT_VERBS, Some(verbs)) => {
-                let peer = control.socket().ok_or("the control connection is gone")?;
-                let mut address = peer.peer().map_err(|e| e.to_string())?;
-                address.set_port(port);
-                return verbs.dial(address, token).map(|()| None);
+        let at_peer = || {
+            let socket = control.socket().ok_or("the control connection is gone")?;
+            let mut address = socket.peer().map_err(|e| e.to_string())?;
+            address.set_port(port);
+            Ok::<_, String>(address)
+        };
+        let tls = match (transport, &mut self.verbs, &mut self.ucx) {
+            (TRANSPORT_TCP, ..) => None,
+            (TRANSPORT_TLS, ..) if control.has_tls() => self.credentials(),
+            (TRANSPORT_VERBS, Some(verbs), _) => {
+                return verbs.dial(at_peer()?, token).map(|()| None);
+            }
+            (TRANSPORT_UCX, _, Some(ucx)) => {
+                return ucx.dial(at_peer()?, token).map(|()| None);
             }
             _ => {
                 return Err(format!(
@@ -559,13 +642,17 @@ impl Network for TcpNetwork {
     }
 
     fn dialled_link(&mut self) -> Option<(Token, Result<AnyLink, String>)> {
-        let (token, link) = self.verbs.as_mut()?.dialled()?;
-        Some((token, link.map(|link| AnyLink::Verbs(Box::new(link)))))
+        if let Some((token, link)) = self.verbs.as_mut().and_then(VerbsDoor::dialled) {
+            return Some((token, link.map(|link| AnyLink::Verbs(Box::new(link)))));
+        }
+        let (token, link) = self.ucx.as_mut()?.dialled()?;
+        Some((token, link.map(|link| AnyLink::Ucx(Box::new(link)))))
     }
 
     fn port_of(&self, transport: u8) -> u16 {
-        match (&self.verbs, transport) {
-            (Some(verbs), TRANSPORT_VERBS) => verbs.port(),
+        match (&self.verbs, &self.ucx, transport) {
+            (Some(verbs), _, TRANSPORT_VERBS) => verbs.port(),
+            (_, Some(ucx), TRANSPORT_UCX) => ucx.port(),
             _ => 0,
         }
     }
@@ -574,14 +661,20 @@ impl Network for TcpNetwork {
         if let Some((token, link)) = self.links.pop_front() {
             return Some((token, Arrived::Tcp(Box::new(link))));
         }
-        self.look_for_verbs();
-        let (token, request) = self.verbs.as_mut()?.request()?;
-        Some((token, Arrived::Verbs(request)))
+        self.look_for_devices();
+        if let Some((token, request)) = self.verbs.as_mut().and_then(VerbsDoor::request) {
+            return Some((token, Arrived::Verbs(request)));
+        }
+        let (token, request) = self.ucx.as_mut()?.request()?;
+        Some((token, Arrived::Ucx(request)))
     }
 
     fn give_up(&mut self, token: Token) {
         if let Some(verbs) = &mut self.verbs {
             verbs.give_up(token);
+        }
+        if let Some(ucx) = &mut self.ucx {
+            ucx.give_up(token);
         }
     }
 
@@ -591,6 +684,10 @@ impl Network for TcpNetwork {
             Arrived::Verbs(request) => {
                 let link = request.accept()?;
                 Ok(AnyLink::Verbs(Box::new(link)))
+            }
+            Arrived::Ucx(request) => {
+                let link = request.accept()?;
+                Ok(AnyLink::Ucx(Box::new(link)))
             }
         }
     }

@@ -23,6 +23,9 @@ const SEEK: Duration = Duration::from_secs(5);
 /// Memory that a link needs for itself at least.
 const NEEDED: u64 = 1 << 17;
 
+/// Who listens, and the names of the devices.
+pub(crate) type Found = (VerbsDoor, Vec<String>);
+
 /// Where other relays ask for links over RDMA; and what is asked of them.
 #[derive(Debug)]
 pub(crate) struct VerbsDoor {
@@ -66,26 +69,43 @@ fn text(error: Error) -> String {
     error.to_string()
 }
 
+/// Who can listen at `ip`, which a device has, if it is not all of them.
+fn bound(
+    verbs: &'static Verbs,
+    ip: IpAddr,
+    devices: &[String],
+) -> Result<(ConnectionId, EventChannel), String> {
+    let unavailable = |error: Error| format!("unavailable: {error}");
+    let channel = EventChannel::new(verbs).map_err(unavailable)?;
+    let id = ConnectionId::new(&channel).map_err(unavailable)?;
+    id.bind(SocketAddr::new(ip, 0)).map_err(unavailable)?;
+    // Addresses that no device has can be listened at.
+    if !ip.is_unspecified() && Device::of(&id).is_err() {
+        let name = devices.join(", ");
+        return Err(format!(
+            "unavailable: {ip} is no address of an interface of {name}; see `rdma link`"
+        ));
+    }
+    Ok((id, channel))
+}
+
+/// The names of the devices that there are, if one of them has `ip`; else why there is no RDMA at it.
+pub(crate) fn devices_at(ip: IpAddr) -> Result<Vec<String>, String> {
+    let verbs = Verbs::load().map_err(|why| why.to_string())?;
+    let devices = verbs.probe(NEEDED).map_err(|why| why.to_string())?;
+    bound(verbs, ip, &devices)?;
+    Ok(devices)
+}
+
 impl VerbsDoor {
     /// Listens at any port of `ip`. The names of the devices that there are. Else why there is no RDMA.
-    pub fn open(ip: IpAddr) -> Result<(VerbsDoor, Vec<String>), String> {
+    pub fn open(ip: IpAddr) -> Result<Found, String> {
         let verbs = Verbs::load().map_err(|why| why.to_string())?;
         let devices = verbs.probe(NEEDED).map_err(|why| why.to_string())?;
-        let unavailable = |error: Error| format!("unavailable: {error}");
-        let channel = EventChannel::new(verbs).map_err(unavailable)?;
-        let listener = ConnectionId::new(&channel).map_err(unavailable)?;
-        let address = SocketAddr::new(ip, 0);
-        let listens = listener
-            .bind(address)
-            .and_then(|()| listener.listen(BACKLOG));
-        listens.map_err(unavailable)?;
-        // Addresses that no device has can be listened at.
-        if !ip.is_unspecified() && Device::of(&listener).is_err() {
-            let name = devices.join(", ");
-            return Err(format!(
-                "unavailable: {ip} is no address of an interface of {name}; see `rdma link`"
-            ));
-        }
+        let (listener, channel) = bound(verbs, ip, &devices)?;
+        listener
+            .listen(BACKLOG)
+            .map_err(|error| format!("unavailable: {error}"))?;
         let door = VerbsDoor {
             verbs,
             listener,
@@ -184,36 +204,36 @@ impl VerbsDoor {
 
 /// Looks for RDMA where there is none yet, or none any more: drivers are loaded late, and devices come and go.
 #[derive(Debug)]
-pub(crate) struct Seeker {
+pub(crate) struct Seeker<T> {
     ip: IpAddr,
+    open: fn(IpAddr) -> Result<T, String>,
     next: Instant,
-    answer: Option<mpsc::Receiver<Found>>,
+    answer: Option<mpsc::Receiver<Result<T, String>>>,
 }
 
-type Found = Result<(VerbsDoor, Vec<String>), String>;
-
-impl Seeker {
-    /// For a door at any port of `ip`.
-    pub fn new(ip: IpAddr) -> Seeker {
+impl<T: Send + 'static> Seeker<T> {
+    /// For what `open` opens at `ip`.
+    pub fn new(ip: IpAddr, open: fn(IpAddr) -> Result<T, String>) -> Seeker<T> {
         Seeker {
             ip,
+            open,
             next: Instant::now() + SEEK,
             answer: None,
         }
     }
 
     /// What there is now, if there is.
-    pub fn look(&mut self) -> Option<(VerbsDoor, Vec<String>)> {
+    pub fn look(&mut self) -> Option<T> {
         let Some(answer) = &self.answer else {
             if Instant::now() >= self.next {
                 // Libraries are loaded and devices listed: that takes longer than data can wait.
                 let (sender, receiver) = mpsc::channel();
-                let ip = self.ip;
+                let (ip, open) = (self.ip, self.open);
                 std::thread::spawn(move || {
                     if let Ok(verbs) = Verbs::load() {
                         verbs.forget_gone_devices();
                     }
-                    sender.send(VerbsDoor::open(ip))
+                    sender.send(open(ip))
                 });
                 self.answer = Some(receiver);
             }
@@ -223,12 +243,12 @@ impl Seeker {
             Err(mpsc::TryRecvError::Empty) => None,
             Ok(Ok(found)) => Some(found),
             Ok(Err(why)) => {
-                debug!("RDMA is still {why}");
-                *self = Seeker::new(self.ip);
+                debug!("what was looked for is still {why}");
+                *self = Seeker::new(self.ip, self.open);
                 None
             }
             Err(mpsc::TryRecvError::Disconnected) => {
-                *self = Seeker::new(self.ip);
+                *self = Seeker::new(self.ip, self.open);
                 None
             }
         }

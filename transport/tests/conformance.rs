@@ -20,7 +20,7 @@ use tbus_transport::tcp_network::{TcpControl, TcpNetwork};
 use tbus_transport::tls::{Tls, Trust};
 use tbus_transport::wire::{
     CHUNK_HEADER, Chunk, Control, Data, Frame, MAX_CHUNK, TRANSPORT_TCP, TRANSPORT_TLS,
-    TRANSPORT_VERBS, Token,
+    TRANSPORT_UCX, TRANSPORT_VERBS, Token,
 };
 
 const CAPACITY: u64 = 8192;
@@ -164,6 +164,7 @@ impl Fixture for TcpTls {
         other.belongs(&taken, &accepted, TRANSPORT_TLS).unwrap();
         assert!(other.belongs(&taken, &accepted, TRANSPORT_TCP).is_err());
         assert!(other.belongs(&taken, &accepted, TRANSPORT_VERBS).is_err());
+        assert!(other.belongs(&taken, &accepted, TRANSPORT_UCX).is_err());
         [link, other.welcome(taken).unwrap()]
     }
 
@@ -172,37 +173,46 @@ impl Fixture for TcpTls {
     }
 }
 
-/// RDMA, at the address that ci/rxe names.
-struct Verbs(TcpTls);
+/// By RDMA, at the address that ci/rxe names.
+struct Rdma<const TRANSPORT: u8>(TcpTls);
 
-impl Fixture for Verbs {
+type Verbs = Rdma<TRANSPORT_VERBS>;
+type Ucx = Rdma<TRANSPORT_UCX>;
+
+impl<const TRANSPORT: u8> Fixture for Rdma<TRANSPORT> {
     type Link = AnyLink;
     const LANDS_ANYWHERE: bool = true;
 
-    fn new() -> Verbs {
+    fn new() -> Self {
         let address = std::env::var("RDMA_ADDRESS").expect("RDMA_ADDRESS: run by ci/rxe");
         let ip = address.parse().expect("RDMA_ADDRESS is an IP address");
         let mut networks = TcpTls::at(ip, Security::Authenticate);
         for network in &mut networks.0 {
-            network.open_verbs().unwrap();
+            match TRANSPORT {
+                TRANSPORT_UCX => drop(network.open_ucx().unwrap()),
+                _ => drop(network.open_verbs().unwrap()),
+            }
         }
-        Verbs(networks)
+        Rdma(networks)
     }
 
     fn pair(&mut self) -> [Self::Link; 2] {
         let [control, accepted] = self.0.controls();
         let [one, other] = &mut self.0.0;
-        let port = other.port_of(TRANSPORT_VERBS);
+        let port = other.port_of(TRANSPORT);
         assert_ne!(port, 0);
-        let made = one.connect_link(&control, TRANSPORT_VERBS, port, TOKEN);
+        let made = one.connect_link(&control, TRANSPORT, port, TOKEN);
         assert!(made.unwrap().is_none());
         let (token, request) = until("a request", || {
-            assert!(one.dialled_link().is_none());
+            let made = one.dialled_link();
+            assert!(made.is_none(), "before it was agreed: {made:?}");
             other.accept_link()
         });
         assert_eq!(token, TOKEN);
-        other.belongs(&request, &accepted, TRANSPORT_VERBS).unwrap();
-        assert!(other.belongs(&request, &accepted, TRANSPORT_TCP).is_err());
+        for offered in [TRANSPORT_TCP, TRANSPORT_VERBS, TRANSPORT_UCX] {
+            let belongs = other.belongs(&request, &accepted, offered);
+            assert_eq!(belongs.is_ok(), offered == TRANSPORT);
+        }
         let welcome = other.welcome(request).unwrap();
         let (token, link) = until("a link", || one.dialled_link());
         assert_eq!(token, TOKEN);
@@ -230,6 +240,33 @@ impl Fixture for VerbsMessages {
         for link in &mut links {
             match link {
                 AnyLink::Verbs(link) => link.send_messages_only(),
+                other => panic!("{other:?}"),
+            }
+        }
+        links
+    }
+
+    fn pass(&mut self) {
+        self.0.pass();
+    }
+}
+
+/// The same over UCX, where all bytes are put, as those of long appends are.
+struct UcxPuts(Ucx);
+
+impl Fixture for UcxPuts {
+    type Link = AnyLink;
+    const LANDS_ANYWHERE: bool = true;
+
+    fn new() -> UcxPuts {
+        UcxPuts(Ucx::new())
+    }
+
+    fn pair(&mut self) -> [Self::Link; 2] {
+        let mut links = self.0.pair();
+        for link in &mut links {
+            match link {
+                AnyLink::Ucx(link) => link.put_all(),
                 other => panic!("{other:?}"),
             }
         }
@@ -678,6 +715,12 @@ macro_rules! conform {
 conform!(tcp, Tcp);
 conform!(tcp_tls, TcpTls);
 conform!(verbs, Verbs, ignore = "needs an RDMA device: ci/rxe run");
+conform!(ucx, Ucx, ignore = "needs an RDMA device: ci/rxe run");
+conform!(
+    ucx_puts,
+    UcxPuts,
+    ignore = "needs an RDMA device: ci/rxe run"
+);
 conform!(
     verbs_messages,
     VerbsMessages,
@@ -722,10 +765,8 @@ fn pinned() -> u64 {
     kib.parse::<u64>().unwrap() << 10
 }
 
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn verbs_memory_of_a_closed_mirror_is_given_back_after_its_time() {
-    let mut bench = Bench::<Verbs>::new("given-back");
+fn memory_of_a_closed_mirror_is_given_back_after_its_time<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
     let before = pinned();
     bench.attach(0, [EPOCH; 2]);
     bench.attach(1, [EPOCH; 2]);
@@ -753,10 +794,8 @@ fn verbs_memory_of_a_closed_mirror_is_given_back_after_its_time() {
     assert_eq!(heard, [Event::Arrived { slot: 1, to: 512 }]);
 }
 
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn verbs_a_ring_that_is_opened_over_and_over_is_not_pinned_as_often() {
-    let mut bench = Bench::<Verbs>::new("reopened");
+fn a_ring_that_is_opened_over_and_over_is_not_pinned_as_often<F: Fixture>(name: &str) {
+    let mut bench = Bench::<F>::new(name);
     let before = pinned();
     for slot in 0..100 {
         let mirror = bench.mirror(0);
@@ -770,6 +809,20 @@ fn verbs_a_ring_that_is_opened_over_and_over_is_not_pinned_as_often() {
     assert_eq!(bench.go(), []);
 }
 
+macro_rules! give_back {
+    ($name:ident, $fixture:ty) => {
+        mod $name {
+            use super::*;
+            conform!(@ $name, $fixture, (ignore = "needs an RDMA device: ci/rxe run"),
+                memory_of_a_closed_mirror_is_given_back_after_its_time,
+                a_ring_that_is_opened_over_and_over_is_not_pinned_as_often);
+        }
+    };
+}
+
+give_back!(verbs_memory, Verbs);
+give_back!(ucx_memory, UcxPuts);
+
 /// Who knows a token, and asks from another host than the one that it was given to.
 #[test]
 #[ignore = "needs an RDMA device: ci/rxe run"]
@@ -777,7 +830,7 @@ fn verbs_a_request_from_elsewhere_is_refused() {
     use tbus_rdma_sys::{
         CompletionQueue, ConnectionId, EventChannel, Limits, ProtectionDomain, QueuePair,
     };
-    let Verbs(mut networks) = Verbs::new();
+    let Rdma(mut networks) = Verbs::new();
     let [_control, accepted] = networks.controls();
     let other = &mut networks.0[1];
     let here = other.address().ip();

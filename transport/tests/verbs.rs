@@ -1,9 +1,9 @@
-//! Two relays whose data goes by RDMA: `ci/rxe run -- cargo test -p tbus-transport --test verbs -- --ignored`. Without a device
+//! Two relays whose data goes by RDMA, by verbs and over UCX: `ci/rxe run -- cargo test -p tbus-transport --test verbs -- --ignored`. Without a device
 //! these tests are not run, which is said, for they are ignored.
 
 mod common;
 
-use common::Hosts;
+use common::{Hosts, TcpRelay};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tbus::grm::Transport;
@@ -45,9 +45,10 @@ fn receive(receiver: &mut Receiver, received: &mut u64, longest: u64) {
     }
 }
 
-fn hosts(name: &str, count: u32, size: u64) -> Hosts {
-    let both = || vec![Transport::Verbs, Transport::Tcp];
-    Hosts::over(name, count, size, "delivered", [both(), both()])
+fn hosts(transport: Transport, name: &str, count: u32, size: u64) -> Hosts {
+    let both = || vec![transport, Transport::Tcp];
+    let name = format!("{}-{name}", transport.name());
+    Hosts::over(&name, count, size, "delivered", [both(), both()])
 }
 
 /// What both relays say that they use.
@@ -60,15 +61,21 @@ fn transports(hosts: &Hosts) -> [Option<&'static str>; 2] {
     [of(0), of(1)]
 }
 
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn messages_go_both_ways_by_rdma() {
+/// Why they were disconnected last.
+fn last_ends(hosts: &Hosts) -> Vec<Option<String>> {
+    let now = hosts.clock.now();
+    let peers = |relay: &TcpRelay| relay.status(now).peers;
+    let peers = hosts.relays.iter().flatten().flat_map(peers);
+    peers.map(|peer| peer.last_end).collect()
+}
+
+fn messages_go_both_ways(transport: Transport) {
     for (name, size, longest, count) in
         [("small", 8192, 900, 2000), ("large", 1 << 21, 700_000, 60)]
     {
-        let mut hosts = hosts(name, 2, size);
+        let mut hosts = hosts(transport, name, 2, size);
         hosts.connect();
-        assert_eq!(transports(&hosts), [Some("verbs"); 2]);
+        assert_eq!(transports(&hosts), [Some(transport.name()); 2]);
         let mut flows: Vec<_> = (0..4)
             .map(|n| (hosts.pair(n % 2, 1 + n as u32 / 2), 0, 0))
             .collect();
@@ -87,10 +94,8 @@ fn messages_go_both_ways_by_rdma() {
     }
 }
 
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn killed_relays_lose_and_repeat_nothing_by_rdma() {
-    let mut hosts = hosts("kills", 1, 8192);
+fn killed_relays_lose_and_repeat_nothing(transport: Transport) {
+    let mut hosts = hosts(transport, "kills", 1, 8192);
     hosts.connect();
     let (mut sender, mut receiver) = hosts.pair(0, 1);
     let (mut sent, mut received) = (0, 0);
@@ -107,7 +112,12 @@ fn killed_relays_lose_and_repeat_nothing_by_rdma() {
             receive(&mut receiver, &mut received, 900);
             received > before + 20
         });
-        assert_eq!(transports(&hosts), [Some("verbs"); 2], "round {round}");
+        assert_eq!(
+            transports(&hosts),
+            [Some(transport.name()); 2],
+            "round {round}: {:?}",
+            last_ends(&hosts)
+        );
     }
     let limit = sent;
     hosts.until("all of them", |_| {
@@ -117,10 +127,8 @@ fn killed_relays_lose_and_repeat_nothing_by_rdma() {
 }
 
 /// A relay that sleeps is woken by what the card does, on both sides.
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn what_comes_by_rdma_wakes_a_relay() {
-    let mut hosts = hosts("wakes", 1, 8192);
+fn what_comes_wakes_a_relay(transport: Transport) {
+    let mut hosts = hosts(transport, "wakes", 1, 8192);
     hosts.connect();
     let (mut sender, mut receiver) = hosts.pair(0, 1);
     let clock = hosts.clock;
@@ -155,16 +163,15 @@ fn what_comes_by_rdma_wakes_a_relay() {
     times.sort();
     // Without being woken it would be half of 100 ms.
     assert!(times[20] < Duration::from_millis(30), "{times:?}");
-    assert_eq!(transports(&hosts), [Some("verbs"); 2]);
+    assert_eq!(transports(&hosts), [Some(transport.name()); 2]);
 }
 
-#[test]
-#[ignore = "needs an RDMA device: ci/rxe run"]
-fn where_one_side_does_not_want_rdma_tcp_serves() {
+fn where_one_side_does_not_want_rdma_tcp_serves(transport: Transport) {
     for host in 0..2 {
-        let mut wanted = [0, 1].map(|_| vec![Transport::Verbs, Transport::Tcp]);
-        wanted[host] = vec![Transport::Tcp, Transport::Verbs];
-        let mut hosts = Hosts::over("unwanted", 1, 8192, "delivered", wanted);
+        let mut wanted = [0, 1].map(|_| vec![transport, Transport::Tcp]);
+        wanted[host] = vec![Transport::Tcp, transport];
+        let name = format!("{}-unwanted", transport.name());
+        let mut hosts = Hosts::over(&name, 1, 8192, "delivered", wanted);
         hosts.connect();
         assert_eq!(transports(&hosts), [Some("tcp"); 2]);
         let (mut sender, mut receiver) = hosts.pair(0, 1);
@@ -176,3 +183,25 @@ fn where_one_side_does_not_want_rdma_tcp_serves() {
         });
     }
 }
+
+macro_rules! over {
+    ($name:ident, $transport:expr) => {
+        over!(@ $name, $transport, messages_go_both_ways, killed_relays_lose_and_repeat_nothing, what_comes_wakes_a_relay,
+            where_one_side_does_not_want_rdma_tcp_serves);
+    };
+    (@ $name:ident, $transport:expr, $($test:ident),*) => {
+        mod $name {
+            use tbus::grm::Transport;
+            $(
+                #[test]
+                #[ignore = "needs an RDMA device: ci/rxe run"]
+                fn $test() {
+                    super::$test($transport);
+                }
+            )*
+        }
+    };
+}
+
+over!(verbs, Transport::Verbs);
+over!(ucx, Transport::Ucx);

@@ -314,7 +314,7 @@ struct Channel {
     #[arg(long, requires = "remote", hide = true)]
     alone: bool,
     /// How the relays make sure of each other; data has TLS with `encrypt` only. The limit is in clear. If not given, `none`,
-    /// and `authenticate` for verbs, which has no other
+    /// and `authenticate` for verbs and ucx, which have no other
     #[arg(long, requires = "remote", value_name = "MODE",
         value_parser = PossibleValuesParser::new(Security::ALL.map(|(name, _)| name))
             .map(|name| Security::by_name(&name).unwrap_or_default()))]
@@ -328,6 +328,8 @@ enum TransportName {
     Tcp,
     /// RDMA, at an address of a device
     Verbs,
+    /// The same by UCX
+    Ucx,
 }
 
 impl TransportName {
@@ -336,6 +338,7 @@ impl TransportName {
         match self {
             TransportName::Tcp => (Transport::Tcp, Security::None),
             TransportName::Verbs => (Transport::Verbs, Security::Authenticate),
+            TransportName::Ucx => (Transport::Ucx, Security::Authenticate),
         }
     }
 }
@@ -344,8 +347,9 @@ impl Channel {
     fn way(&self) -> Result<Way> {
         let (transport, usual) = self.transport.usual();
         let security = self.security.unwrap_or(usual);
-        if transport == Transport::Verbs && security != usual {
-            return Err("--transport verbs goes with --security authenticate: RDMA is never encrypted, and its addresses can be reached from other hosts".into());
+        if transport != Transport::Tcp && security != usual {
+            let name = transport.name();
+            return Err(format!("--transport {name} goes with --security authenticate: RDMA is never encrypted, and its addresses can be reached from other hosts").into());
         }
         Ok(match (self.remote, self.embedded) {
             (false, _) => Way::Local,

@@ -352,7 +352,8 @@ pub fn run(between: &Between, messages: u64) -> Result<bool> {
     ));
     let way = match between.transport {
         Transport::Verbs => format!("RDMA between them at {}", between.addresses[0].ip()),
-        _ => "TCP between them".into(),
+        Transport::Ucx => format!("UCX between them at {}", between.addresses[0].ip()),
+        Transport::Tcp => "TCP between them".into(),
     };
     say(&format!(
         "two hosts, both this machine, with a relay each, {way}: process A → ring → relay → relay → ring → process B, and back"

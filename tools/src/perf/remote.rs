@@ -18,7 +18,7 @@ use tbus::manage_routes::RouteManager;
 use tbus::{Address, Bus, Receiver, Sender};
 use tbus_transport::relay::run::Clock;
 use tbus_transport::relay::{Relay, Settings};
-use tbus_transport::tcp_network::{TcpNetwork, rdma_address};
+use tbus_transport::tcp_network::{TcpNetwork, probe_ucx, rdma_address};
 use tbus_transport::tls::{Tls, Trust};
 
 /// The ends of the channel, on host 0 and host 1.
@@ -44,7 +44,12 @@ impl Between {
     pub fn new(security: Security, transport: Transport) -> Result<Between> {
         let ip = match transport {
             Transport::Verbs => rdma_address()?.0,
-            _ => LOOPBACK,
+            Transport::Ucx => {
+                let ip = rdma_address()?.0;
+                probe_ucx(ip).map_err(|why| format!("UCX is {why}"))?;
+                ip
+            }
+            Transport::Tcp => LOOPBACK,
         };
         Ok(Between {
             addresses: free_ports()?.map(|port| SocketAddr::new(ip, port)),
@@ -187,6 +192,7 @@ impl Embedded {
                 TcpNetwork::listen_with(address, &[], Tls::new(files_of(scratch, host), trust)?)?
             }
         };
+        // UCX is opened because the route names it.
         if between.transport == Transport::Verbs {
             network.open_verbs()?;
         }

@@ -2,6 +2,7 @@
 
 use super::socket::Socket;
 use super::tcp::TcpLink;
+use super::ucx::UcxLink;
 use super::verbs::VerbsLink;
 use super::{Event, Link, Quiesced, Remote};
 use crate::session::Nanos;
@@ -16,6 +17,8 @@ pub enum AnyLink {
     Tcp(Box<TcpLink>),
     /// Over RDMA.
     Verbs(Box<VerbsLink>),
+    /// Over UCX.
+    Ucx(Box<UcxLink>),
 }
 
 /// What a relay that sleeps waits for on behalf of a link.
@@ -42,6 +45,7 @@ macro_rules! of_either {
         match $self {
             AnyLink::Tcp($link) => $does,
             AnyLink::Verbs($link) => $does,
+            AnyLink::Ucx($link) => $does,
         }
     };
 }
@@ -50,7 +54,8 @@ impl AnyLink {
     /// To be called before each sleep. True if a last [`Link::poll`] is to follow.
     pub fn arm(&mut self) -> bool {
         match self {
-            AnyLink::Tcp(_) => false,
+            // UCX's worker is the network's to arm.
+            AnyLink::Tcp(_) | AnyLink::Ucx(_) => false,
             AnyLink::Verbs(link) => {
                 link.arm();
                 true
@@ -69,6 +74,7 @@ impl AnyLink {
                 waits.readable.extend(link.fds());
                 false
             }
+            AnyLink::Ucx(link) => link.has_received(),
         }
     }
 
@@ -77,6 +83,7 @@ impl AnyLink {
         match self {
             AnyLink::Tcp(link) => !link.is_busy(),
             AnyLink::Verbs(link) => link.is_idle(),
+            AnyLink::Ucx(link) => link.is_idle(),
         }
     }
 }

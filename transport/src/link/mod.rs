@@ -13,6 +13,7 @@
 mod any;
 pub mod socket;
 pub mod tcp;
+pub mod ucx;
 pub mod verbs;
 
 pub use any::{AnyLink, Waits};

@@ -47,12 +47,12 @@ const LIMITS: Limits = Limits {
 const INLINE: u32 = 192;
 
 /// If nothing of what is posted is done for so long, nothing will be.
-const STANDSTILL: Duration = Duration::from_millis(2500);
+pub(super) const STANDSTILL: Duration = Duration::from_millis(2500);
 /// Who is accepted or asks to be is heard within this time.
 pub(crate) const ESTABLISHED: Duration = Duration::from_secs(3);
 /// The memory of a detached mirror stays so long. By then an honest peer has heard of it, and what it had posted is done; what another
 /// one writes there fails its link.
-const DETACHED: Duration = Duration::from_secs(5);
+pub(super) const DETACHED: Duration = Duration::from_secs(5);
 /// Bytes that a notice counts as at least.
 const NOTICE: usize = 512;
 /// Between two looks at what seldom happens.
@@ -93,26 +93,26 @@ struct Mirror {
 
 /// Bytes of mirrors that the device has.
 #[derive(Debug, Default)]
-struct Mirrored {
+pub(super) struct Mirrored {
     attached: u64,
     /// The most that were attached at a time.
     most: u64,
-    detached: u64,
+    pub detached: u64,
 }
 
 impl Mirrored {
-    fn attach(&mut self, bytes: u64) {
+    pub fn attach(&mut self, bytes: u64) {
         self.attached += bytes;
         self.most = self.most.max(self.attached);
     }
 
-    fn detach(&mut self, bytes: u64) {
+    pub fn detach(&mut self, bytes: u64) {
         self.attached -= bytes;
         self.detached += bytes;
     }
 
     /// A peer that opens its rings over and over has no more memory pinned than twice what they need.
-    fn is_too_much(&self) -> bool {
+    pub fn is_too_much(&self) -> bool {
         self.detached > self.most
     }
 }
@@ -180,11 +180,11 @@ impl Credit {
 
 /// Since when a device stands still: how much was done then, of more.
 #[derive(Debug, Default)]
-struct Standstill(Option<(u32, Instant)>);
+pub(super) struct Standstill(Option<(u32, Instant)>);
 
 impl Standstill {
     /// Of so much that was posted so much is done now. True if it will be no more.
-    fn for_long(&mut self, posted: u32, done: u32, now: Instant) -> bool {
+    pub fn for_long(&mut self, posted: u32, done: u32, now: Instant) -> bool {
         match self.0 {
             _ if posted == done => self.0 = None,
             Some((before, since)) if before == done => return now - since > STANDSTILL,

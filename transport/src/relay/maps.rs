@@ -169,6 +169,7 @@ impl<N: Network> Relay<N> {
                 }
             }
             places.insert(route.address, p);
+            route.transports.iter().for_each(|t| self.network.want(*t));
             // Routes to one peer that differ: the last one's.
             orders.insert(p, &route.transports);
         }

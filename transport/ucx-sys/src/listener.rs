@@ -8,7 +8,7 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Mutex};
 
@@ -154,6 +154,30 @@ impl Drop for Listening {
 }
 
 impl Request {
+    /// Where it comes from.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        let worker = &self.listening.worker;
+        // SAFETY: all zeros is valid for plain numbers.
+        let mut attributes: ucp_conn_request_attr_t = unsafe { std::mem::zeroed() };
+        attributes.field_mask =
+            u64::from(ucp_conn_request_attr_field::UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR.0);
+        let calls = worker.lock();
+        // SAFETY: live; the attributes are valid for writing.
+        let status = unsafe {
+            worker
+                .ucx()
+                .ucp
+                .ucp_conn_request_query(self.asking.0.as_ptr(), &raw mut attributes)
+        };
+        drop(calls);
+        check(worker.ucx(), "ucp_conn_request_query", status).ok()?;
+        let address = (&raw const attributes.client_address).cast();
+        // SAFETY: as long as any address, and of the family that it says.
+        let storage = unsafe { SockaddrStorage::from_raw(address, None) }?;
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    }
+
     /// Agrees.
     pub fn accept(self) -> Result<Endpoint> {
         let this = ManuallyDrop::new(self);

@@ -260,6 +260,11 @@ impl Worker {
         progressed
     }
 
+    /// True if UCX is not done yet with what was dropped: connections that end, and what was under way on them.
+    pub fn is_ending(&self) -> bool {
+        !locked(&self.0.left).is_empty()
+    }
+
     /// Makes the [descriptor](Worker::fd) tell of what comes from now on. False if there is something already: call
     /// [`progress`](Worker::progress), and do not sleep.
     pub fn arm(&self) -> Result<bool> {

@@ -1,0 +1,571 @@
+//! UCX: small appends go in messages, and the receiving relay copies them into the mirror; large ones are written there.
+//!
+//! A message is what a chunk over TCP is: a [`Chunk`] header and the bytes that it tells of, of one ring, up to [`MAX_CHUNK`]. One of
+//! bytes alone has a header of 20, so that a small one fits into the request to the card. UCX
+//! promises no order between messages, so bytes count by their position, and only as far as nothing is missing in front of them;
+//! of progress the furthest counts. The first message each way is the token that both were given on the control connection.
+//!
+//! A long piece of a ring is put to its place in the mirror instead, and when UCX says that what was put is written, which is a way
+//! there and back more, a message tells of it without the bytes. For that the receiving side gives its mirror's key, in a message too:
+//! until it has come, bytes go in messages. Mirrors of less than [`LARGE`] bytes have none.
+//!
+//! What the receiver's processor copies cannot land after the receiving link has ended: what still comes is nobody's. What is put
+//! cannot after the memory was taken from the device, which the end of the link does.
+
+mod inlet;
+
+use super::{Event, Link, Quiesced, Remote};
+use crate::BySlot;
+use crate::link::verbs::{DETACHED, Mirrored, STANDSTILL, Standstill};
+use crate::session::{ACK_DELAY_RDMA, Nanos};
+use crate::wire::{Chunk, Control, Data, MAX_CHUNK};
+pub(crate) use inlet::{Hub, Line};
+use inlet::{Mirror, PeerKey};
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+use tbus::Region;
+use tbus_ucx_sys::{Body, How, Memory, Operation, RemoteKey};
+use tracing::error;
+
+/// More than this many bytes are not accepted: what waits in the ring instead goes out in larger messages.
+const UNDER_WAY: u64 = 2 << 20;
+/// More messages than these are not given to UCX, which would keep them in a queue of its own.
+const POSTED: usize = 64;
+/// Pieces of a ring that are longer are put.
+const PUT: u64 = 32 << 10;
+/// Mirrors of so many bytes can be put to.
+pub(crate) const LARGE: u64 = 1 << 16;
+/// Between two looks at deadlines.
+const LOOK: Duration = Duration::from_millis(1);
+/// Polls between two looks at the clock.
+const POLLS: u32 = 64;
+/// UCX gets so long to give everything back when a link ends.
+const DRAIN: Duration = Duration::from_millis(50);
+/// Turns of the worker in one poll: what it brings may be other links'.
+const TURNS: u32 = 64;
+
+#[derive(Debug)]
+struct Source {
+    memory: Memory,
+    capacity: u64,
+    epoch: u64,
+    /// The peer's mirror: its key, and where it begins there. None: it was not told, or is not to be written.
+    mirror: Option<(RemoteKey, u64)>,
+    /// Nothing more is to be sent of it: its memory is given back when what was accepted has gone out.
+    detached: bool,
+}
+
+/// What is accepted and not given to UCX yet.
+#[derive(Clone, Copy, Debug)]
+enum Item {
+    Data { slot: u32, from: u64, to: u64 },
+    Control(Control),
+}
+
+/// What UCX has.
+#[derive(Debug)]
+struct Flying {
+    operation: Operation,
+    /// Ring bytes that it reads: up to where, how many.
+    reads: Option<(u32, u64, u64)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct UcxLink {
+    line: Line,
+    sources: Vec<Option<Source>>,
+    /// Of mirrors that the peer writes.
+    memories: BySlot<Memory>,
+    /// Mirrors that are detached and still have their memory, the oldest first.
+    detached: VecDeque<(Instant, u32)>,
+    mirrored: Mirrored,
+    items: VecDeque<Item>,
+    /// In the order in which UCX was given them.
+    flying: VecDeque<Flying>,
+    /// What was put since the last flush was begun, and what is told when one is done.
+    put: Vec<Data>,
+    flushes: VecDeque<(Operation, Vec<Data>)>,
+    /// Bytes in both.
+    under_way: u64,
+    /// As [`PUT`] and [`LARGE`].
+    put_from: u64,
+    large: u64,
+    /// Counts of what UCX was given, and of what is done.
+    posted: u32,
+    done: u32,
+    stands: Standstill,
+    polls: u32,
+    looked: Instant,
+    down: Option<String>,
+    told: bool,
+}
+
+impl UcxLink {
+    /// Over a connection whose two ends know each other.
+    pub(crate) fn new(line: Line) -> UcxLink {
+        UcxLink {
+            line,
+            sources: Vec::new(),
+            memories: BySlot::default(),
+            detached: VecDeque::new(),
+            mirrored: Mirrored::default(),
+            items: VecDeque::new(),
+            flying: VecDeque::new(),
+            put: Vec::new(),
+            flushes: VecDeque::new(),
+            under_way: 0,
+            put_from: PUT,
+            large: LARGE,
+            posted: 0,
+            done: 0,
+            stands: Standstill::default(),
+            polls: 0,
+            looked: Instant::now(),
+            down: None,
+            told: false,
+        }
+    }
+
+    /// From now on everything is put, into mirrors of any size.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn put_all(&mut self) {
+        (self.put_from, self.large) = (0, 0);
+    }
+
+    /// True if something has come that the worker's descriptor does not tell of any more.
+    pub(super) fn has_received(&self) -> bool {
+        self.line.has_any()
+    }
+
+    /// True if UCX has nothing whose end would wake.
+    pub(super) fn is_idle(&self) -> bool {
+        self.flying.is_empty() && self.flushes.is_empty() && self.items.is_empty()
+    }
+
+    fn fail(&mut self, why: impl Into<String>) {
+        self.down.get_or_insert_with(|| why.into());
+    }
+
+    fn map(&self, ring: &Region) -> Result<Memory, String> {
+        // Once, not as it is mapped, twice in a row: else it would be pinned and counted twice.
+        let length = ring.capacity() as usize;
+        let address = NonNull::new(ring.at(0, length)).ok_or("a ring without memory")?;
+        let owner = Box::new(ring.clone());
+        // SAFETY: a ring's data area, mapped as long as its region lives. Rings are only touched by raw accesses.
+        unsafe { Memory::map(&self.line.hub.context, address, length, owner) }
+            .map_err(|error| error.to_string())
+    }
+
+    /// Deadlines.
+    #[cold]
+    fn look(&mut self, now: Instant) {
+        self.looked = now;
+        self.line.inlet(|inlet| inlet.look(now));
+        if self.stands.for_long(self.posted, self.done, now) {
+            self.fail(format!("UCX has done nothing for {STANDSTILL:?}"));
+        }
+        while self
+            .detached
+            .front()
+            .is_some_and(|(since, _)| now - *since > DETACHED)
+        {
+            self.forget_detached();
+        }
+    }
+
+    /// Gives back the memory of the mirror that was detached first.
+    fn forget_detached(&mut self) {
+        if let Some((_, slot)) = self.detached.pop_front()
+            && let Some(memory) = self.memories.remove(&slot)
+        {
+            self.mirrored.detached -= memory.length() as u64;
+        }
+    }
+
+    /// The next item, if it is one.
+    fn take_control(&mut self) -> Option<Control> {
+        match self.items.front() {
+            Some(Item::Control(control)) => {
+                let control = *control;
+                self.items.pop_front();
+                Some(control)
+            }
+            _ => None,
+        }
+    }
+
+    /// The next item's bytes, as many as one message takes.
+    fn take_data(&mut self) -> Result<Option<Data>, String> {
+        let Some(Item::Data { slot, from, to }) = self.items.front_mut() else {
+            return Ok(None);
+        };
+        let (slot, begin) = (*slot, *from);
+        let Some(Some(source)) = self.sources.get(slot as usize) else {
+            return Err(format!("slot {slot} was detached with bytes under way"));
+        };
+        // A message ends where the ring does, for the memory is mapped once.
+        let length = (*to - begin)
+            .min(source.capacity - begin % source.capacity)
+            .min(MAX_CHUNK as u64);
+        *from += length;
+        let data = Data {
+            slot,
+            epoch: source.epoch,
+            position: begin,
+            length: length as u32,
+        };
+        if *from == *to {
+            self.items.pop_front();
+        }
+        Ok(Some(data))
+    }
+
+    /// Gives UCX one piece of the next items: bytes, or progress, or both.
+    fn post(&mut self) -> Result<(), String> {
+        let before = self.take_control();
+        let data = match before.is_some() && self.is_next_put() {
+            true => None,
+            false => self.take_data()?,
+        };
+        let Some(data) = data else {
+            let chunk = Chunk {
+                data: None,
+                control: before,
+            };
+            return self.tell(&chunk);
+        };
+        let Some(Some(source)) = self.sources.get(data.slot as usize) else {
+            return Err(format!("slot {} is gone", data.slot));
+        };
+        let mirror = source
+            .mirror
+            .filter(|_| u64::from(data.length) > self.put_from);
+        let memory = source.memory.clone();
+        let at = (data.position % source.capacity) as usize;
+        let range = at..at + data.length as usize;
+        match mirror {
+            Some((key, address)) => {
+                let endpoint = &self.line.endpoint;
+                let put = endpoint.put(&memory, range, key, address.wrapping_add(at as u64));
+                self.posted(put, Some(&data))?;
+                self.put.push(data);
+            }
+            None => {
+                let body = Body::Memory(&memory, (range.start, range.end));
+                let control = before.or_else(|| self.take_control());
+                let endpoint = &self.line.endpoint;
+                let sent = match control {
+                    None => endpoint.send(&inlet::header(&data), body, How::Eager),
+                    Some(_) => {
+                        let chunk = Chunk {
+                            data: Some(data),
+                            control,
+                        };
+                        endpoint.send(&chunk.encode(), body, How::Eager)
+                    }
+                };
+                self.posted(sent, Some(&data))?;
+            }
+        }
+        self.give_back(data.slot);
+        Ok(())
+    }
+
+    /// Sends a message without bytes.
+    fn tell(&mut self, chunk: &Chunk) -> Result<(), String> {
+        let header = chunk.encode();
+        let sent = self.line.endpoint.send(&header, Body::None, How::Eager);
+        self.posted(sent, None)
+    }
+
+    /// UCX was given something, that reads these bytes of a ring if any.
+    fn posted(
+        &mut self,
+        operation: tbus_ucx_sys::Result<Operation>,
+        reads: Option<&Data>,
+    ) -> Result<(), String> {
+        let operation = operation.map_err(|error| error.to_string())?;
+        let reads = reads.map(|data| {
+            let length = u64::from(data.length);
+            (data.slot, data.position + length, length)
+        });
+        self.posted = self.posted.wrapping_add(1);
+        self.flying.push_back(Flying { operation, reads });
+        Ok(())
+    }
+
+    /// Has UCX say when what was put so far is written.
+    fn flush(&mut self) -> Result<(), String> {
+        if !self.put.is_empty() {
+            let flush = self.line.endpoint.flush();
+            let flush = flush.map_err(|error| error.to_string())?;
+            self.posted = self.posted.wrapping_add(1);
+            self.flushes
+                .push_back((flush, std::mem::take(&mut self.put)));
+        }
+        Ok(())
+    }
+
+    /// Tells the peer what is written, and the relay what is read no more.
+    fn finish(&mut self, events: &mut Vec<Event>) -> Result<(), String> {
+        while let Some((flush, _)) = self.flushes.front_mut()
+            && let Some(outcome) = flush.outcome()
+        {
+            outcome.map_err(|error| error.to_string())?;
+            self.done = self.done.wrapping_add(1);
+            for data in self
+                .flushes
+                .pop_front()
+                .map(|(_, put)| put)
+                .into_iter()
+                .flatten()
+            {
+                let chunk = Chunk {
+                    data: Some(data),
+                    control: self.take_control(),
+                };
+                self.tell(&chunk)?;
+            }
+        }
+        while let Some(first) = self.flying.front_mut()
+            && let Some(outcome) = first.operation.outcome()
+        {
+            outcome.map_err(|error| error.to_string())?;
+            let reads = first.reads;
+            self.flying.pop_front();
+            self.done = self.done.wrapping_add(1);
+            let Some((slot, to, length)) = reads else {
+                continue;
+            };
+            self.under_way -= length;
+            match events.last_mut() {
+                Some(Event::SourceDone {
+                    slot: last,
+                    to: up_to,
+                }) if *last == slot => *up_to = to,
+                _ => events.push(Event::SourceDone { slot, to }),
+            }
+        }
+        Ok(())
+    }
+
+    /// True if the next item is to be put.
+    fn is_next_put(&self) -> bool {
+        match self.items.front() {
+            Some(Item::Data { slot, from, to }) => {
+                let source = self.sources.get(*slot as usize).and_then(Option::as_ref);
+                to - from > self.put_from && source.is_some_and(|source| source.mirror.is_some())
+            }
+            _ => false,
+        }
+    }
+
+    /// Looks whether the peer has told by what its mirror can be written.
+    fn look_for_key(&mut self, slot: u32) {
+        if let Some(Some(source)) = self.sources.get_mut(slot as usize)
+            && source.mirror.is_none()
+            && source.capacity >= self.large
+            && let Some(key) = self.line.inlet(|inlet| inlet.take_key(slot))
+            && key.epoch == source.epoch
+        {
+            match self.line.endpoint.remote_key(&key.packed) {
+                Ok(remote) => source.mirror = Some((remote, key.address)),
+                Err(error) => self.fail(format!("the key of slot {slot}: {error}")),
+            }
+        }
+    }
+
+    /// Gives back the memory of a detached source, unless some of it is to go out still; what UCX reads it keeps.
+    fn give_back(&mut self, slot: u32) {
+        let waits = |item: &Item| matches!(item, Item::Data { slot: other, .. } if *other == slot);
+        if let Some(source) = self.sources.get_mut(slot as usize)
+            && source.as_ref().is_some_and(|source| source.detached)
+            && !self.items.iter().any(waits)
+        {
+            *source = None;
+        }
+    }
+}
+
+impl Link for UcxLink {
+    fn attach_source(
+        &mut self,
+        slot: u32,
+        ring: Region,
+        epoch: u64,
+        _remote: Remote,
+    ) -> Result<(), String> {
+        let source = Source {
+            memory: self.map(&ring)?,
+            capacity: ring.capacity(),
+            epoch,
+            mirror: None,
+            detached: false,
+        };
+        let index = slot as usize;
+        if index >= self.sources.len() {
+            self.sources.resize_with(index + 1, || None);
+        }
+        self.sources[index] = Some(source);
+        self.look_for_key(slot);
+        Ok(())
+    }
+
+    fn attach_mirror(
+        &mut self,
+        slot: u32,
+        ring: Region,
+        epoch: u64,
+        tail: u64,
+        room: u64,
+    ) -> Result<Remote, String> {
+        let is_written = ring.capacity() >= self.large;
+        if is_written {
+            let text = |error: tbus_ucx_sys::Error| error.to_string();
+            let memory = self.map(&ring)?;
+            let key = PeerKey {
+                epoch,
+                address: memory.address(),
+                packed: memory.key().map_err(text)?,
+            };
+            self.posted(self.line.tell(slot, &key), None)?;
+            self.memories.insert(slot, memory);
+            self.mirrored.attach(ring.capacity());
+        }
+        let mirror = Mirror::new(ring, epoch, tail, room, is_written);
+        self.line.inlet(|inlet| inlet.attach(slot, mirror));
+        Ok((0, 0))
+    }
+
+    fn set_room(&mut self, slot: u32, room: u64) {
+        self.line.inlet(|inlet| inlet.set_room(slot, room));
+    }
+
+    fn detach_source(&mut self, slot: u32) {
+        if let Some(Some(source)) = self.sources.get_mut(slot as usize) {
+            source.detached = true;
+            self.give_back(slot);
+        }
+    }
+
+    fn detach_mirror(&mut self, slot: u32) {
+        // What is being put must find its memory, or the link fails and with it all other rings.
+        if self.line.inlet(|inlet| inlet.detach(slot))
+            && let Some(memory) = self.memories.get(&slot)
+        {
+            self.mirrored.detach(memory.length() as u64);
+            self.detached.push_back((Instant::now(), slot));
+        }
+        while self.mirrored.is_too_much() {
+            self.forget_detached();
+        }
+    }
+
+    fn append(&mut self, slot: u32, from: u64, to: u64) -> bool {
+        if self.under_way >= UNDER_WAY || self.down.is_some() {
+            return false;
+        }
+        let Some(Some(source)) = self.sources.get(slot as usize) else {
+            return false;
+        };
+        debug_assert!(!source.detached);
+        if to - from > self.put_from && source.mirror.is_none() {
+            self.look_for_key(slot);
+        }
+        self.under_way += to - from;
+        match self.items.back_mut() {
+            Some(Item::Data {
+                slot: last,
+                to: up_to,
+                ..
+            }) if *last == slot && *up_to == from => *up_to = to,
+            _ => self.items.push_back(Item::Data { slot, from, to }),
+        }
+        true
+    }
+
+    fn control(&mut self, control: Control) {
+        self.items.push_back(Item::Control(control));
+    }
+
+    fn kick(&mut self) {
+        while self.down.is_none() && !self.items.is_empty() && self.flying.len() < POSTED {
+            if let Err(why) = self.post() {
+                self.fail(why);
+            }
+        }
+        if self.down.is_none()
+            && let Err(why) = self.flush()
+        {
+            self.fail(why);
+        }
+    }
+
+    fn poll(&mut self, budget: usize, events: &mut Vec<Event>) -> bool {
+        let mut taken = 0;
+        for _ in 0..TURNS {
+            let any = self.line.hub.progress();
+            if self.told {
+                return false;
+            }
+            match self.line.take(events) {
+                Ok(bytes) => taken += bytes,
+                Err(why) => self.fail(why),
+            }
+            if !any || taken >= budget {
+                break;
+            }
+        }
+        if self.down.is_none()
+            && let Err(why) = self.finish(events)
+        {
+            self.fail(why);
+        }
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(POLLS) && self.down.is_none() {
+            let now = Instant::now();
+            if now - self.looked > LOOK {
+                self.look(now);
+            }
+        }
+        if let Some(why) = &self.down
+            && !self.told
+        {
+            self.told = true;
+            events.push(Event::Down(why.clone()));
+        }
+        taken > 0
+    }
+
+    fn is_busy(&self) -> bool {
+        self.down.is_none() && !self.items.is_empty()
+    }
+
+    fn patience(&self) -> Nanos {
+        ACK_DELAY_RDMA // with it a message of bytes is longer than what goes at once
+    }
+
+    fn quiesce(self) -> Quiesced {
+        let hub = self.line.hub.clone();
+        // What comes from now on is nobody's, and the endpoint is closed.
+        drop((self.line, self.flying, self.flushes));
+        for (slot, memory) in self.memories {
+            if let Err((_, error)) = memory.unmap() {
+                // The peer may go on writing, whatever is resumed: rings would be damaged in silence.
+                error!(
+                    slot,
+                    "a mirror's memory cannot be taken from UCX, so this process ends: {error}"
+                );
+                std::process::abort();
+            }
+        }
+        // So that the peer need not find out by silence.
+        let begun = Instant::now();
+        while hub.worker.is_ending() && begun.elapsed() < DRAIN {
+            hub.progress();
+        }
+        Quiesced::ended()
+    }
+}
