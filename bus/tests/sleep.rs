@@ -23,7 +23,7 @@ const ECHO: &str = "TBUS_TEST_ECHO";
 /// Far longer than any sleep: when it has passed, the other process is gone.
 const LONG: Duration = Duration::from_secs(20);
 /// No test goes on for longer, however few sleeps there were.
-const ENOUGH: Duration = Duration::from_secs(120);
+const ENOUGH: Duration = Duration::from_secs(60);
 /// How many pairs of processes play at once.
 const PAIRS: u64 = 4;
 /// The number after which the other process ends.

@@ -30,7 +30,7 @@ fn address_of_device() -> String {
 }
 
 /// Two hosts at the device's address, with certificates; data goes by RDMA, or by TCP where that fails.
-fn rdma_hosts(scratch: &Scratch) -> [Host; 2] {
+fn rdma_hosts(scratch: &Scratch, transports: &str) -> [Host; 2] {
     let ca = scratch.0.join("ca");
     make_ca(&ca, "test");
     let ip = address_of_device();
@@ -46,15 +46,19 @@ fn rdma_hosts(scratch: &Scratch) -> [Host; 2] {
         make_node(&ca, host.node, &host.place);
         host.write_secure_config(&format!("{ip}:{}", host.port), "authenticate", "");
         host.write_channels(&channels(&SIZES));
-        host.write_routes_over("verbs tcp", &routes);
+        host.write_routes_over(transports, &routes);
     }
     hosts
 }
 
 /// Two hosts under load, after `change`.
 fn world_with(name: &str, change: impl FnOnce(&mut [Host; 2])) -> World {
+    world_over(name, "verbs tcp", change)
+}
+
+fn world_over(name: &str, transports: &str, change: impl FnOnce(&mut [Host; 2])) -> World {
     let scratch = Scratch::new(name);
-    let mut hosts = rdma_hosts(&scratch);
+    let mut hosts = rdma_hosts(&scratch, transports);
     change(&mut hosts);
     World::new(scratch, hosts, PAUSE)
 }
@@ -362,6 +366,46 @@ fn an_operator_switches_transports() {
         assert!(said.contains(text), "{said}");
     }
     settle(&mut world, 0);
+}
+
+/// Transports replace one another under load, in any order and by the wish of either side.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn random_switches_lose_and_repeat_nothing() {
+    let _turn = turn();
+    let seed = from_environment("TBUS_SEED", std::process::id().into());
+    let switches = from_environment("TBUS_SWITCHES", 100);
+    println!("TBUS_SEED={seed}");
+    let mut world = world_over("rdma-switches", "verbs ucx tcp", |_| {});
+    go_by_rdma(&mut world);
+    let mut dice = Dice::new(seed);
+    let mut seen = std::collections::BTreeMap::new();
+    for n in 0..switches {
+        let host = dice.below(2) as usize;
+        let wish = ["verbs", "ucx", "tcp", "auto"][dice.below(4) as usize];
+        let arguments = format!("-c tbusd.toml --switch {}={wish}", 2 - host);
+        let output = world.hosts[host].run("tbusd", &arguments);
+        assert!(output.status.success(), "{output:?}");
+        std::thread::sleep(Duration::from_millis(dice.below(300)));
+        if n % 10 == 9 {
+            world.await_progress(1);
+            let over = transport(&world.hosts[0]).unwrap_or_default();
+            *seen.entry(over).or_insert(0) += 1;
+        }
+    }
+    for host in 0..2 {
+        let arguments = format!("-c tbusd.toml --switch {}=auto", 2 - host);
+        let output = world.hosts[host].run("tbusd", &arguments);
+        assert!(output.status.success(), "{output:?}");
+    }
+    await_transport(&world, "verbs");
+    world.await_progress(5);
+    let ups = world.hosts[0].status().unwrap()["peers"][0]["ups"].clone();
+    let messages = settle(&mut world, 0);
+    println!(
+        "{switches} switches, {ups} connections, seen now and then over {seen:?}: {messages} messages, 0 lost, repeated or \
+         reordered"
+    );
 }
 
 /// A relay that is stopped: its card goes on, and says nothing.

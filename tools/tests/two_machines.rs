@@ -562,7 +562,8 @@ fn all_faults(transport: &'static str) {
         }
     }
     let seed = from_environment("TBUS_SEED", 1);
-    let flaps = from_environment("TBUS_FLAPS", 6);
+    let few = if transport == "tcp" { 2 } else { 6 };
+    let flaps = from_environment("TBUS_FLAPS", few);
     let rows = FAULTS.iter().filter(|row| row.3 && applies(row.1));
     let rows: Vec<_> = rows.collect();
     for n in 0..if only.is_some() { 0 } else { flaps } {
@@ -583,6 +584,12 @@ fn faults_over_tcp() {
 #[ignore = "needs two hosts: ci/rxe run --both"]
 fn faults_over_verbs() {
     all_faults("verbs");
+}
+
+#[test]
+#[ignore = "needs two hosts: ci/rxe run --both"]
+fn faults_over_ucx() {
+    all_faults("ucx");
 }
 
 /// Messages that this host's relay says are lost, of each channel.

@@ -662,13 +662,17 @@ fn nothing_lands_after_quiesce<F: Fixture>(name: &str) {
         let mut bench = Bench::<F>::new(name);
         bench.attach(0, [EPOCH; 2]);
         bench.fill(0, 0, CAPACITY);
-        assert!(bench.link(0).append(0, 0, CAPACITY));
+        let half = CAPACITY / 2;
+        assert!(bench.link(0).append(0, 0, half));
         bench.link(0).kick();
         for _ in 0..round {
             bench.go();
         }
         let _proof = bench.links[1].take().expect("it is there").quiesce();
         let then = read(&bench.mirror(0), 0, CAPACITY);
+        // The sender's end lives on, and goes on sending under the dead epoch as long as it hears nothing.
+        bench.link(0).append(0, half, CAPACITY);
+        bench.link(0).kick();
         for _ in 0..50 {
             bench.go();
         }
