@@ -5,10 +5,11 @@ use super::channel::Way;
 use super::options::{self, Cpus, Options};
 use super::report::Kind;
 use super::run::Outputs;
-use super::{Result, compare, demo, rdma, remote, status, worker};
+use super::{Result, bare_ucx, compare, demo, rdma, remote, status, worker};
 use crate::manual::Manual;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -254,6 +255,18 @@ enum Command {
     /// A relay of the demonstration or of a measurement: what tbusd is
     #[command(hide = true)]
     Relay { file: PathBuf },
+    /// A bare connection over UCX; both processes of it
+    #[command(hide = true)]
+    BareUcx {
+        address: SocketAddr,
+        bytes: usize,
+        #[arg(value_parser = humantime::parse_duration)]
+        time: Duration,
+        #[arg(long)]
+        stream: bool,
+        #[arg(long, value_parser = options::parse_cpus)]
+        cpus: Option<Cpus>,
+    },
     /// The second process of a measurement
     #[command(hide = true)]
     Worker {
@@ -481,6 +494,19 @@ fn run(cli: Cli) -> Result<bool> {
             json: a.json,
         }),
         Command::Compare { a, b, json, svg } => compare::run([&a, &b], json, svg.as_deref()),
+        Command::BareUcx {
+            address,
+            bytes,
+            time,
+            stream,
+            cpus,
+        } => bare_ucx::run(&bare_ucx::Task {
+            address,
+            stream,
+            bytes,
+            time,
+            cpus: cpus.and_then(Cpus::pinned),
+        }),
         Command::Worker {
             directory,
             channel,

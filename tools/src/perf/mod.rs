@@ -5,6 +5,7 @@
 //! last.
 
 pub mod audit;
+pub mod bare_ucx;
 pub mod bench;
 pub mod channel;
 pub mod cli;

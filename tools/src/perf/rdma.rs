@@ -1,6 +1,8 @@
-//! `tbusperf rdma`: how far tbus is from the device. The same thing is measured by perftest, by rsocket and by tbus, each in its turn,
+//! `tbusperf rdma`: how far tbus is from the device. The same thing is measured by perftest, by rsocket, by
+//! bare UCX and by tbus, each in its turn,
 //! round after round, and told in one table.
 
+use super::bare_ucx;
 use super::machine::Machine;
 use super::report::{Report, size_text};
 use super::run::print;
@@ -9,12 +11,14 @@ use super::{Result, worker};
 use crate::columns::{Align, Columns};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use std::collections::HashMap;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
-use tbus_transport::tcp_network::rdma_address;
+use tbus_transport::tcp_network::{probe_ucx, rdma_address};
 
 /// Format of the JSON.
 const FORMAT: &str = "tbusperf-rdma";
@@ -28,7 +32,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 const LAT_COUNT: &str = "2000";
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum What {
     /// One-way times, ns.
@@ -38,7 +42,7 @@ enum What {
 }
 
 /// Who measures it. All but the first column stand in relation to perftest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Who {
     /// `ib_write_lat`, `ib_write_bw`: the limit.
@@ -51,14 +55,20 @@ enum Who {
     Verbs,
     /// tbus by RDMA, between two `tbusd`.
     Daemons,
+    /// A bare connection over UCX, by the ways of tbus's link.
+    BareUcx,
+    /// tbus over UCX, the relays in the applications' own loops.
+    Ucx,
 }
 
-const ALL: [(Who, &str); 5] = [
+const ALL: [(Who, &str); 7] = [
     (Who::Perftest, "perftest"),
     (Who::Rsocket, "rsocket"),
     (Who::Tcp, "tbus, TCP"),
     (Who::Verbs, "tbus, verbs"),
     (Who::Daemons, "tbus, verbs, two tbusd"),
+    (Who::BareUcx, "UCX, bare"),
+    (Who::Ucx, "tbus, UCX"),
 ];
 
 /// A row of the table, and what it is to be.
@@ -67,6 +77,8 @@ struct Task {
     bytes: usize,
     /// tbus by verbs, divided by perftest: at most for times, at least for rates.
     goal: f64,
+    /// The same of tbus over UCX, divided by what.
+    ucx: Option<(f64, Who)>,
 }
 
 const TASKS: [Task; 4] = [
@@ -74,21 +86,25 @@ const TASKS: [Task; 4] = [
         what: What::OneWay,
         bytes: 8,
         goal: 1.3,
+        ucx: Some((1.15, Who::BareUcx)),
     },
     Task {
         what: What::OneWay,
         bytes: 64,
         goal: 1.3,
+        ucx: Some((1.15, Who::BareUcx)),
     },
     Task {
         what: What::Stream,
         bytes: 64,
         goal: 10.0,
+        ucx: None,
     },
     Task {
         what: What::Stream,
         bytes: 1 << 16,
         goal: 0.9,
+        ucx: Some((0.9, Who::Verbs)),
     },
 ];
 
@@ -116,6 +132,8 @@ struct Figure {
     value: Series,
     /// By that of perftest in the same round.
     over_perftest: Series,
+    /// Of tbus over UCX, by what its goal is by.
+    over_other: Series,
 }
 
 #[derive(Serialize)]
@@ -148,12 +166,15 @@ pub fn run(options: &Options) -> Result<()> {
         address: address.to_string(),
     };
     let mut missing = Vec::new();
+    let ucx = probe_ucx(address);
+    missing.extend(ucx.as_ref().err().map(|why| format!("UCX: {why}")));
     let mut figures: Vec<Figure> = Vec::new();
     for task in &TASKS {
         for (by, _) in ALL {
             match by.program(task.what) {
                 // It has no rate of messages, and sends a stream as it likes.
                 None if by == Who::Rsocket => continue,
+                None if ucx.is_err() && matches!(by, Who::BareUcx | Who::Ucx) => continue,
                 Some((program, package)) if !is_installed(program) => {
                     let text = format!("{program}: not installed (Debian: {package})");
                     if !missing.contains(&text) {
@@ -166,6 +187,7 @@ pub fn run(options: &Options) -> Result<()> {
                     by,
                     value: Series::default(),
                     over_perftest: Series::default(),
+                    over_other: Series::default(),
                 }),
             }
         }
@@ -174,10 +196,21 @@ pub fn run(options: &Options) -> Result<()> {
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
     for _ in 0..options.rounds {
         let mut limit = None;
+        let mut others = HashMap::new();
         for figure in &mut figures {
             progress.set_message(format!("{:?}, {}", figure.by, size_text(figure.bytes)));
             let value = bench.measure(figure.by, figure.what, figure.bytes)?;
             figure.value.push(value);
+            others.insert((figure.what, figure.bytes, figure.by), value);
+            let task = TASKS
+                .iter()
+                .find(|task| (task.what, task.bytes) == (figure.what, figure.bytes));
+            if figure.by == Who::Ucx
+                && let Some((_, by)) = task.and_then(|task| task.ucx)
+                && let Some(other) = others.get(&(figure.what, figure.bytes, by))
+            {
+                figure.over_other.push(value / other);
+            }
             if figure.by == Who::Perftest {
                 limit = Some(value);
             } else if let Some(limit) = limit {
@@ -205,6 +238,11 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 impl Who {
+    fn name(self) -> &'static str {
+        let found = ALL.iter().find(|(who, _)| *who == self);
+        found.map_or("", |(_, name)| name)
+    }
+
     /// What is run, and the package that has it. None: this executable, or nothing.
     fn program(self, what: What) -> Option<(&'static str, &'static str)> {
         match (self, what) {
@@ -249,6 +287,8 @@ impl Bench<'_> {
             (Who::Tcp, _) => self.tbus(what, bytes, &["--transport", "tcp", "--embedded"]),
             (Who::Verbs, _) => self.tbus(what, bytes, &["--transport", "verbs", "--embedded"]),
             (Who::Daemons, _) => self.tbus(what, bytes, &["--transport", "verbs"]),
+            (Who::Ucx, _) => self.tbus(what, bytes, &["--transport", "ucx", "--embedded"]),
+            (Who::BareUcx, _) => self.bare_ucx(what, bytes),
         }
     }
 
@@ -280,6 +320,22 @@ impl Bench<'_> {
             .first()
             .and_then(|row| row.figure(name).median());
         value.ok_or_else(|| format!("tbusperf {kind} has no {name}").into())
+    }
+
+    /// One round of a bare connection over UCX.
+    fn bare_ucx(&self, what: What, bytes: usize) -> Result<f64> {
+        let address = SocketAddr::new(self.address.parse()?, 0);
+        let task = bare_ucx::Task {
+            address,
+            stream: what == What::Stream,
+            bytes,
+            time: self.options.time,
+            cpus: self.options.cpus,
+        };
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("bare-ucx").args(task.arguments(address));
+        let text = self.output(Ended::new(&mut command)?, "tbusperf bare-ucx")?;
+        Ok(text.trim().parse()?)
     }
 
     /// Runs a server and a client that asks it. The client's line that begins with `key`.
@@ -394,14 +450,19 @@ impl Table {
             let rows =
                 (self.figures.iter()).filter(|f| (f.what, f.bytes) == (task.what, task.bytes));
             for figure in rows {
-                let name = ALL.iter().find(|(who, _)| *who == figure.by);
-                let goal = match figure.by == Who::Verbs {
-                    true => task.verdict(&figure.over_perftest),
-                    false => String::new(),
+                let goal = match (figure.by, task.ucx) {
+                    (Who::Verbs, _) => task.verdict(&figure.over_perftest, task.goal),
+                    (Who::Ucx, Some((goal, by))) => format!(
+                        "{} × {}: {}",
+                        task.verdict(&figure.over_other, goal),
+                        by.name(),
+                        figure.over_other.spread(2)
+                    ),
+                    _ => String::new(),
                 };
                 table.row([
                     task.name(),
-                    name.map_or("", |(_, name)| name).into(),
+                    figure.by.name().into(),
                     task.shown(&figure.value),
                     figure.over_perftest.spread(2),
                     goal,
@@ -412,7 +473,7 @@ impl Table {
         for program in &self.missing {
             text += &format!("\n{program}");
         }
-        text += "\nperftest: ib_write_lat (t_typical), ib_write_bw. rsocket: rstream, which tells the mean. tbus: 50 % of single messages.\n";
+        text += "\nperftest: ib_write_lat (t_typical), ib_write_bw. rsocket: rstream, which tells the mean. tbus, UCX: 50 % of single messages.\n";
         text
     }
 }
@@ -435,16 +496,16 @@ impl Task {
         }
     }
 
-    fn verdict(&self, ratio: &Series) -> String {
+    fn verdict(&self, ratio: &Series, goal: f64) -> String {
         let Some(ratio) = ratio.median() else {
             return String::new();
         };
         let (sign, met) = match self.what {
-            What::OneWay => ("≤", ratio <= self.goal),
-            What::Stream => ("≥", ratio >= self.goal),
+            What::OneWay => ("≤", ratio <= goal),
+            What::Stream => ("≥", ratio >= goal),
         };
         let met = if met { "met" } else { "not met" };
-        format!("{sign} {} {met}", self.goal)
+        format!("{sign} {goal} {met}")
     }
 }
 
@@ -466,9 +527,9 @@ mod tests {
             values.iter().for_each(|value| series.push(*value));
             series
         };
-        assert_eq!(TASKS[0].verdict(&of(&[1.2, 1.3, 9.0])), "≤ 1.3 met");
-        assert_eq!(TASKS[0].verdict(&of(&[1.31])), "≤ 1.3 not met");
-        assert_eq!(TASKS[3].verdict(&of(&[0.89])), "≥ 0.9 not met");
-        assert_eq!(TASKS[3].verdict(&of(&[])), "");
+        assert_eq!(TASKS[0].verdict(&of(&[1.2, 1.3, 9.0]), 1.3), "≤ 1.3 met");
+        assert_eq!(TASKS[0].verdict(&of(&[1.31]), 1.3), "≤ 1.3 not met");
+        assert_eq!(TASKS[3].verdict(&of(&[0.89]), 0.9), "≥ 0.9 not met");
+        assert_eq!(TASKS[3].verdict(&of(&[]), 0.9), "");
     }
 }
