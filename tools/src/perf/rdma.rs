@@ -55,7 +55,7 @@ enum Who {
     Verbs,
     /// tbus by RDMA, between two `tbusd`.
     Daemons,
-    /// A bare connection over UCX, by the ways of tbus's link.
+    /// A bare connection over UCX, by the ways of tbus's link; each message is answered, so it has no rate of small ones.
     BareUcx,
     /// tbus over UCX, the relays in the applications' own loops.
     Ucx,
@@ -174,6 +174,7 @@ pub fn run(options: &Options) -> Result<()> {
             match by.program(task.what) {
                 // It has no rate of messages, and sends a stream as it likes.
                 None if by == Who::Rsocket => continue,
+                None if by == Who::BareUcx && task.ucx.is_none() => continue,
                 None if ucx.is_err() && matches!(by, Who::BareUcx | Who::Ucx) => continue,
                 Some((program, package)) if !is_installed(program) => {
                     let text = format!("{program}: not installed (Debian: {package})");
@@ -453,7 +454,7 @@ impl Table {
                 let goal = match (figure.by, task.ucx) {
                     (Who::Verbs, _) => task.verdict(&figure.over_perftest, task.goal),
                     (Who::Ucx, Some((goal, by))) => format!(
-                        "{} × {}: {}",
+                        "{} (÷ {}: {})",
                         task.verdict(&figure.over_other, goal),
                         by.name(),
                         figure.over_other.spread(2)
