@@ -489,7 +489,7 @@ impl End {
         let begun = Instant::now();
         let mut due: Option<Vec<u64>> = None;
         loop {
-            assert!(begun.elapsed() < PATIENCE, "{due:?}");
+            assert!(begun.elapsed() < COMES_UP, "{due:?}");
             self.pump(false);
             let text = std::fs::read_to_string(&place).ok();
             due = text.map(|text| from_text(&text));
@@ -520,16 +520,31 @@ fn held(end: &End) -> (String, usize) {
     (devices, descriptors.count())
 }
 
-/// What there is now is what there was: what has ended is given back, which takes some seconds.
-fn check_held(end: &mut End, before: &(String, usize)) {
-    let mut due = Instant::now();
-    end.until("resources are given back", |end| {
-        if Instant::now() < due {
-            return None;
+/// What there is in peace: what connections that came to nothing had is given back after some seconds.
+fn held_in_peace(end: &mut End) -> (String, usize) {
+    let mut last = held(end);
+    loop {
+        end.for_a_while(Duration::from_secs(1));
+        let now = held(end);
+        if std::mem::replace(&mut last, now.clone()) == now {
+            return now;
         }
-        due = Instant::now() + Duration::from_millis(500);
-        (held(end) == *before).then_some(())
-    });
+    }
+}
+
+/// What there is now is what there was.
+fn check_held(end: &mut End, before: &(String, usize)) {
+    let begun = Instant::now();
+    loop {
+        let now = held_in_peace(end);
+        if now == *before {
+            break;
+        }
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "held at first: {before:?}; and now: {now:?}"
+        );
+    }
     println!("held before and after: {before:?}");
 }
 
@@ -544,8 +559,7 @@ fn all_faults(transport: &'static str) {
     }
     let mut end = End::new(transport);
     end.flow(transport);
-    end.for_a_while(Duration::from_secs(1));
-    let before = held(&end);
+    let before = held_in_peace(&mut end);
     let only = std::env::var("TBUS_FAULTS_ONLY").ok();
     let applies = |fault: Fault| match fault {
         // They are one over TCP.

@@ -36,6 +36,8 @@ const POSTED: usize = 64;
 const PUT: u64 = 32 << 10;
 /// Mirrors of so many bytes can be put to.
 pub(crate) const LARGE: u64 = 1 << 16;
+/// Between two looks whether what was sent arrives.
+const PROBE: Duration = Duration::from_millis(200);
 /// Between two looks at deadlines.
 const LOOK: Duration = Duration::from_millis(1);
 /// Polls between two looks at the clock.
@@ -96,6 +98,9 @@ pub struct UcxLink {
     posted: u32,
     done: u32,
     stands: Standstill,
+    /// Something was sent since the last flush that was begun to see whether the way is there, and when that was.
+    unproved: bool,
+    probed: Instant,
     polls: u32,
     looked: Instant,
     down: Option<String>,
@@ -121,6 +126,8 @@ impl UcxLink {
             posted: 0,
             done: 0,
             stands: Standstill::default(),
+            unproved: false,
+            probed: Instant::now(),
             polls: 0,
             looked: Instant::now(),
             down: None,
@@ -163,6 +170,13 @@ impl UcxLink {
     fn look(&mut self, now: Instant) {
         self.looked = now;
         self.line.inlet(|inlet| inlet.look(now));
+        // UCX is done with a small message as soon as it has copied it. That the way is there is known when a flush is done.
+        if self.unproved && self.flushes.is_empty() && now - self.probed > PROBE {
+            (self.unproved, self.probed) = (false, now);
+            if let Err(why) = self.begin_flush() {
+                self.fail(why);
+            }
+        }
         if self.stands.for_long(self.posted, self.done, now) {
             self.fail(format!("UCX has done nothing for {STANDSTILL:?}"));
         }
@@ -292,19 +306,25 @@ impl UcxLink {
             (data.slot, data.position + length, length)
         });
         self.posted = self.posted.wrapping_add(1);
+        self.unproved = true;
         self.flying.push_back(Flying { operation, reads });
         Ok(())
     }
 
     /// Has UCX say when what was put so far is written.
     fn flush(&mut self) -> Result<(), String> {
-        if !self.put.is_empty() {
-            let flush = self.line.endpoint.flush();
-            let flush = flush.map_err(|error| error.to_string())?;
-            self.posted = self.posted.wrapping_add(1);
-            self.flushes
-                .push_back((flush, std::mem::take(&mut self.put)));
+        match self.put.is_empty() {
+            true => Ok(()),
+            false => self.begin_flush(),
         }
+    }
+
+    fn begin_flush(&mut self) -> Result<(), String> {
+        let flush = self.line.endpoint.flush();
+        let flush = flush.map_err(|error| error.to_string())?;
+        self.posted = self.posted.wrapping_add(1);
+        self.flushes
+            .push_back((flush, std::mem::take(&mut self.put)));
         Ok(())
     }
 
