@@ -166,6 +166,30 @@ fn what_comes_wakes_a_relay(transport: Transport) {
     assert_eq!(transports(&hosts), [Some(transport.name()); 2]);
 }
 
+/// Nothing that the transport does by itself keeps a relay awake.
+fn an_idle_relay_sleeps(transport: Transport) {
+    let mut hosts = hosts(transport, "idle", 1, 8192);
+    hosts.connect();
+    let (clock, mut passes) = (hosts.clock, [0; 2]);
+    std::thread::scope(|scope| {
+        for (relay, passes) in hosts.relays.iter_mut().flatten().zip(&mut passes) {
+            scope.spawn(move || {
+                let begun = Instant::now();
+                // Who does not sleep attends every millisecond.
+                relay.run(clock, DEFAULT_SPIN, |_, _| {
+                    *passes += 1;
+                    match begun.elapsed() > Duration::from_secs(2) {
+                        true => Next::End,
+                        false => Next::GoOn,
+                    }
+                });
+            });
+        }
+    });
+    assert!(passes.iter().all(|passes| *passes < 400), "{passes:?}");
+    assert_eq!(transports(&hosts), [Some(transport.name()); 2]);
+}
+
 fn where_one_side_does_not_want_rdma_tcp_serves(transport: Transport) {
     for host in 0..2 {
         let mut wanted = [0, 1].map(|_| vec![transport, Transport::Tcp]);
@@ -186,7 +210,7 @@ fn where_one_side_does_not_want_rdma_tcp_serves(transport: Transport) {
 
 macro_rules! over {
     ($name:ident, $transport:expr) => {
-        over!(@ $name, $transport, messages_go_both_ways, killed_relays_lose_and_repeat_nothing, what_comes_wakes_a_relay,
+        over!(@ $name, $transport, messages_go_both_ways, killed_relays_lose_and_repeat_nothing, what_comes_wakes_a_relay, an_idle_relay_sleeps,
             where_one_side_does_not_want_rdma_tcp_serves);
     };
     (@ $name:ident, $transport:expr, $($test:ident),*) => {
