@@ -37,7 +37,9 @@ const PUT: u64 = 32 << 10;
 /// Mirrors of so many bytes can be put to.
 pub(crate) const LARGE: u64 = 1 << 16;
 /// Between two looks whether what was sent arrives.
-const PROBE: Duration = Duration::from_millis(200);
+const PROBE: Duration = Duration::from_millis(100);
+/// What is to be at the peer within this time.
+const UNANSWERED: Duration = Duration::from_millis(2000);
 /// Between two looks at deadlines.
 const LOOK: Duration = Duration::from_millis(1);
 /// Polls between two looks at the clock.
@@ -73,6 +75,15 @@ struct Flying {
     reads: Option<(u32, u64, u64)>,
 }
 
+/// A wait until all that was given to UCX before is at the peer.
+#[derive(Debug)]
+struct Flush {
+    operation: Operation,
+    /// What was put, and is told of then.
+    put: Vec<Data>,
+    begun: Instant,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct UcxLink {
@@ -88,7 +99,7 @@ pub struct UcxLink {
     flying: VecDeque<Flying>,
     /// What was put since the last flush was begun, and what is told when one is done.
     put: Vec<Data>,
-    flushes: VecDeque<(Operation, Vec<Data>)>,
+    flushes: VecDeque<Flush>,
     /// Bytes in both.
     under_way: u64,
     /// As [`PUT`] and [`LARGE`].
@@ -177,8 +188,12 @@ impl UcxLink {
                 self.fail(why);
             }
         }
-        if self.stands.for_long(self.posted, self.done, now) {
-            self.fail(format!("UCX has done nothing for {STANDSTILL:?}"));
+        // Messages that UCX only copies make it look as if something were done.
+        let begun = self.flushes.front().map(|flush| flush.begun);
+        let unanswered = begun.is_some_and(|begun| now - begun > UNANSWERED);
+        if unanswered || self.stands.for_long(self.posted, self.done, now) {
+            let time = if unanswered { UNANSWERED } else { STANDSTILL };
+            self.fail(format!("over UCX nothing has been done for {time:?}"));
         }
         while self
             .detached
@@ -323,22 +338,25 @@ impl UcxLink {
         let flush = self.line.endpoint.flush();
         let flush = flush.map_err(|error| error.to_string())?;
         self.posted = self.posted.wrapping_add(1);
-        self.flushes
-            .push_back((flush, std::mem::take(&mut self.put)));
+        self.flushes.push_back(Flush {
+            operation: flush,
+            put: std::mem::take(&mut self.put),
+            begun: Instant::now(),
+        });
         Ok(())
     }
 
     /// Tells the peer what is written, and the relay what is read no more.
     fn finish(&mut self, events: &mut Vec<Event>) -> Result<(), String> {
-        while let Some((flush, _)) = self.flushes.front_mut()
-            && let Some(outcome) = flush.outcome()
+        while let Some(flush) = self.flushes.front_mut()
+            && let Some(outcome) = flush.operation.outcome()
         {
             outcome.map_err(|error| error.to_string())?;
             self.done = self.done.wrapping_add(1);
             for data in self
                 .flushes
                 .pop_front()
-                .map(|(_, put)| put)
+                .map(|flush| flush.put)
                 .into_iter()
                 .flatten()
             {
