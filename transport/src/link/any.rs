@@ -54,8 +54,9 @@ impl AnyLink {
     /// To be called before each sleep. True if a last [`Link::poll`] is to follow.
     pub fn arm(&mut self) -> bool {
         match self {
+            AnyLink::Tcp(_) => false,
             // UCX's worker is the network's to arm.
-            AnyLink::Tcp(_) | AnyLink::Ucx(_) => false,
+            AnyLink::Ucx(link) => link.look_before_sleep(),
             AnyLink::Verbs(link) => {
                 link.arm();
                 true

@@ -162,6 +162,12 @@ impl UcxLink {
         self.flying.is_empty() && self.flushes.is_empty() && self.items.is_empty()
     }
 
+    /// Who sleeps polls seldom. True if there is something to tell.
+    pub(super) fn look_before_sleep(&mut self) -> bool {
+        self.look(Instant::now());
+        self.down.is_some() && !self.told
+    }
+
     fn fail(&mut self, why: impl Into<String>) {
         self.down.get_or_insert_with(|| why.into());
     }
