@@ -11,7 +11,7 @@ use tbus::grm::Transport;
 use tracing::{debug, info, warn};
 
 /// A trial has come to its end within this time, or has failed.
-const TRIAL: Nanos = 3_000_000_000;
+const TRIAL: Nanos = 10_000_000_000;
 /// Bytes that a trial's link may bring at one look: there is one word.
 const BUDGET: usize = 1 << 12;
 /// No ring has this slot.
