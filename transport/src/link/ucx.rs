@@ -7,7 +7,7 @@
 //!
 //! A long piece of a ring is put to its place in the mirror instead, and when UCX says that what was put is written, which is a way
 //! there and back more, a message tells of it without the bytes. For that the receiving side gives its mirror's key, in a message too:
-//! until it has come, bytes go in messages. Mirrors of less than [`LARGE`] bytes have none.
+//! until it has come, bytes go in messages. Mirrors of less than `LARGE` bytes have none.
 //!
 //! What the receiver's processor copies cannot land after the receiving link has ended: what still comes is nobody's. What is put
 //! cannot after the memory was taken from the device, which the end of the link does.

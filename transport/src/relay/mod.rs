@@ -8,7 +8,7 @@
 //! and resumes by comparing positions with its peers.
 
 mod ages;
-pub mod choice;
+mod choice;
 mod connect;
 mod control;
 mod data;
