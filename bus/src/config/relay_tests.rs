@@ -234,13 +234,13 @@ fn refuses_with_row_column_and_reason() {
             "node = 3",
             "node = 2",
             (19, 1),
-            "node 2 stands in row 13 already",
+            "node 2 stands in row 15 already",
         ),
         (
             "node3.example",
             "node2.example",
             (19, 1),
-            "the name 'node2.example.net' stands in row 13 already",
+            "the name 'node2.example.net' stands in row 15 already",
         ),
         (
             "tcp://node3:1028",
@@ -267,7 +267,7 @@ fn refuses_with_row_column_and_reason() {
             (22, 1),
             "'none at all' is no value",
         ),
-        ("[[allow]]", "[[allow]", (13, 9), "this is not TOML"),
+        ("[[allow]]", "[[allow]", (15, 9), "this is not TOML"),
     ];
     for (from, to, at, expected) in cases {
         let text = FILE.replacen(from, to, 1);
@@ -293,7 +293,7 @@ fn tells_every_problem_at_once() {
         .replace("workers = 3", "workers = 0")
         .replace("node = 3", "node = 'three'");
     let rows: Vec<_> = parse(&text).unwrap_err().iter().map(|p| p.row).collect();
-    assert_eq!(rows, [1, 5, 7, 18]);
+    assert_eq!(rows, [1, 5, 7, 20]);
 }
 
 #[test]
@@ -313,13 +313,13 @@ fn a_file_names_others_from_where_it_lies() {
     let lines: Vec<_> = error.lines().collect();
     let at = |row: u32| format!("{}:{row}:1: ", file.display());
     assert!(
-        lines[0].starts_with(&at(10))
+        lines[0].starts_with(&at(12))
             && lines[0].contains("private_key")
             && lines[0].contains("No such file"),
         "{error}"
     );
     assert!(
-        lines[1].starts_with(&at(11)) && lines[1].contains("it is no file"),
+        lines[1].starts_with(&at(13)) && lines[1].contains("it is no file"),
         "{error}"
     );
     let pem = read.unwrap().pem.unwrap();
