@@ -11,17 +11,19 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tbus::Template;
 use tbus::config::read_relay_identity;
 use tbus_transport::relay::Traffic;
 use tbus_transport::relay::status::{PeerStatus, RingStatus};
 
 /// Bytes of a question, at most.
-const QUESTION: u64 = 256;
+const QUESTION: usize = 256;
+/// The time that it may take.
+const ASKED: Duration = Duration::from_secs(1);
 
 /// Answers at `path`, by a thread that asks the relay's and does what takes time.
 pub(super) fn answer(path: &Path, asker: Asker, wishes: Wishes) -> Result<()> {
@@ -48,12 +50,27 @@ pub(super) fn answer(path: &Path, asker: Asker, wishes: Wishes) -> Result<()> {
     Ok(())
 }
 
+/// A line, which must come soon: others wait to ask.
+fn question(mut stream: &UnixStream) -> Option<String> {
+    let until = Instant::now() + ASKED;
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\n") && bytes.len() < QUESTION {
+        let rest = until.checked_duration_since(Instant::now())?;
+        stream
+            .set_read_timeout(Some(rest.max(Duration::from_millis(1))))
+            .ok()?;
+        let mut some = [0; QUESTION];
+        match stream.read(&mut some).ok()? {
+            0 => break,
+            n => bytes.extend_from_slice(&some[..n]),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// The answer to one line: "status", or "switch NODE=TRANSPORT".
 fn reply(stream: &UnixStream, asker: &Asker, wishes: &Wishes) -> Option<Value> {
-    let mut line = String::new();
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    let mut reader = BufReader::new(stream).take(QUESTION);
-    reader.read_line(&mut line).ok()?;
+    let line = question(stream)?;
     match line.trim_end().split_once(' ') {
         None if line.trim_end() == "status" => {
             asker.ask(true, PATIENCE).map(|snapshot| to_json(&snapshot))

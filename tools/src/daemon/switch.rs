@@ -3,6 +3,7 @@
 
 use super::snapshot::PATIENCE;
 use std::sync::mpsc;
+use std::time::Instant;
 use tbus::grm::Transport;
 use tbus_transport::network::Network;
 use tbus_transport::relay::Relay;
@@ -54,10 +55,17 @@ pub(super) type Outcome = Result<String, String>;
 
 /// Where wishes are told.
 #[derive(Clone)]
-pub(super) struct Wishes(mpsc::Sender<(Wish, mpsc::Sender<Outcome>)>);
+pub(super) struct Wishes(mpsc::Sender<Told>);
 
 /// Where they are heard.
-pub(super) struct Granter(mpsc::Receiver<(Wish, mpsc::Sender<Outcome>)>);
+pub(super) struct Granter(mpsc::Receiver<Told>);
+
+struct Told {
+    wish: Wish,
+    /// Nobody waits for the answer any more then, and it must not come true.
+    until: Instant,
+    answer: mpsc::Sender<Outcome>,
+}
 
 pub(super) fn channel() -> (Wishes, Granter) {
     let (sender, receiver) = mpsc::channel();
@@ -68,7 +76,13 @@ impl Wishes {
     /// Waits for the relay's thread.
     pub fn tell(&self, wish: Wish) -> Outcome {
         let (answer, awaited) = mpsc::channel();
-        let sent = self.0.send((wish, answer)).ok();
+        let until = Instant::now() + PATIENCE;
+        let told = Told {
+            wish,
+            until,
+            answer,
+        };
+        let sent = self.0.send(told).ok();
         sent.and_then(|()| awaited.recv_timeout(PATIENCE).ok())
             .unwrap_or_else(|| Err("the relay does not answer; it may be stopped".into()))
     }
@@ -77,8 +91,11 @@ impl Wishes {
 impl Granter {
     /// Does what was asked for.
     pub fn attend<N: Network>(&self, relay: &mut Relay<N>, now: u64) {
-        while let Ok((wish, answer)) = self.0.try_recv() {
-            let _ = answer.send(relay.switch(wish.node, wish.transport, now));
+        while let Ok(told) = self.0.try_recv() {
+            if Instant::now() < told.until {
+                let Wish { node, transport } = told.wish;
+                let _ = told.answer.send(relay.switch(node, transport, now));
+            }
         }
     }
 }

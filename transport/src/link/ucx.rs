@@ -152,9 +152,14 @@ impl UcxLink {
         (self.put_from, self.large) = (0, 0);
     }
 
-    /// True if something has come that the worker's descriptor does not tell of any more.
+    /// True if something has come, or is done or could be sent, that the worker's descriptor does not tell of any more: another
+    /// link's poll may have brought it.
     pub(super) fn has_received(&self) -> bool {
+        let is_done = |operation: Option<&Operation>| operation.is_some_and(Operation::is_done);
         self.line.has_any()
+            || is_done(self.flying.front().map(|flying| &flying.operation))
+            || is_done(self.flushes.front().map(|flush| &flush.operation))
+            || (self.is_busy() && self.flying.len() < POSTED)
     }
 
     /// True if UCX has nothing whose end would wake.
@@ -195,8 +200,11 @@ impl UcxLink {
             }
         }
         // Messages that UCX only copies make it look as if something were done.
-        let begun = self.flushes.front().map(|flush| flush.begun);
-        let unanswered = begun.is_some_and(|begun| now - begun > UNANSWERED);
+        let first = self
+            .flushes
+            .front()
+            .filter(|flush| !flush.operation.is_done());
+        let unanswered = first.is_some_and(|flush| now - flush.begun > UNANSWERED);
         if unanswered || self.stands.for_long(self.posted, self.done, now) {
             let time = if unanswered { UNANSWERED } else { STANDSTILL };
             self.fail(format!("over UCX nothing has been done for {time:?}"));
@@ -215,7 +223,8 @@ impl UcxLink {
         if let Some((_, slot)) = self.detached.pop_front()
             && let Some(memory) = self.memories.remove(&slot)
         {
-            self.mirrored.detached -= memory.length() as u64;
+            let length = memory.length() as u64;
+            self.mirrored.detached = self.mirrored.detached.saturating_sub(length);
         }
     }
 
@@ -502,7 +511,7 @@ impl Link for UcxLink {
             self.mirrored.detach(memory.length() as u64);
             self.detached.push_back((Instant::now(), slot));
         }
-        while self.mirrored.is_too_much() {
+        while self.mirrored.is_too_much() && !self.detached.is_empty() {
             self.forget_detached();
         }
     }

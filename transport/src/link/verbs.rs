@@ -683,7 +683,8 @@ impl VerbsLink {
         if let Some((_, slot)) = self.detached.pop_front()
             && let Some(region) = self.mirrors.get_mut(&slot).and_then(|m| m.region.take())
         {
-            self.mirrored.detached -= region.length() as u64;
+            let length = region.length() as u64;
+            self.mirrored.detached = self.mirrored.detached.saturating_sub(length);
         }
     }
 
@@ -781,7 +782,7 @@ impl Link for VerbsLink {
             self.mirrored.detach(region.length() as u64);
             self.detached.push_back((Instant::now(), slot));
         }
-        while self.mirrored.is_too_much() {
+        while self.mirrored.is_too_much() && !self.detached.is_empty() {
             self.forget_detached();
         }
     }

@@ -42,8 +42,10 @@ struct Way {
     pause: Nanos,
     /// Why, if it rests, or is still to show that it works.
     why: Option<String>,
-    /// The peer did not want it on this connection; on the next one it may.
-    declined: bool,
+    /// The peer did not want it on this connection, so often; on the next one it may.
+    declined: u32,
+    /// What it failed by does not mend itself.
+    lasting: bool,
     /// Links in a row that did not serve.
     short: u32,
 }
@@ -152,7 +154,7 @@ impl Choice {
         for way in &mut self.ways {
             if reborn {
                 *way = Way::default();
-            } else if std::mem::take(&mut way.declined) {
+            } else if std::mem::take(&mut way.declined) > 0 {
                 (way.until, way.why) = (0, None);
             }
         }
@@ -187,7 +189,7 @@ impl Choice {
         // Where nothing else is allowed, what rests is better than nothing.
         let rests = |transport: &Transport| {
             let way = &self.ways[*transport as usize];
-            !way.declined && self.obstacle(*transport, have, Nanos::MAX).is_none()
+            way.declined == 0 && self.obstacle(*transport, have, Nanos::MAX).is_none()
         };
         let found = self.allowed().find(free).or_else(|| {
             self.allowed()
@@ -217,7 +219,13 @@ impl Choice {
         if let Some(obstacle) = self.obstacle(transport, have, now) {
             return Err(obstacle);
         }
-        if self.allowed().any(|allowed| allowed == transport) {
+        // Who offers does not know of it.
+        let by_hand = self
+            .by_hand
+            .filter(|wanted| *wanted != transport && self.obstacle(*wanted, have, now).is_none());
+        if self.allowed().any(|allowed| allowed == transport)
+            && (by_hand.is_none() || transport == Transport::Tcp)
+        {
             return Ok(());
         }
         Err(match self.by_hand {
@@ -237,21 +245,29 @@ impl Choice {
         limits: &Range<Nanos>,
         now: Nanos,
     ) -> Nanos {
+        if transport == Transport::Tcp {
+            return 0; // what serves when nothing else does
+        }
         let way = self.way(transport);
-        let pause = way.pause.clamp(limits.start, limits.end);
+        let least = match std::mem::take(&mut way.lasting) {
+            true => limits.end,
+            false => limits.start,
+        };
+        let pause = way.pause.clamp(least, limits.end);
         (way.until, way.pause) = (now.saturating_add(pause), (2 * pause).min(limits.end));
-        (way.why, way.short) = (Some(why), 0);
+        (way.why, way.short, way.declined) = (Some(why), 0, 0);
         pause
     }
 
-    /// What failed the link in use will not mend itself: it rests as long as anything does.
-    pub fn lasts(&mut self, limits: &Range<Nanos>) {
+    /// What fails the link in use does not mend itself: it rests as long as anything does.
+    pub fn lasts(&mut self) {
         if let Some(used) = self.used {
-            self.way(used).pause = limits.end;
+            self.way(used).lasting = true;
         }
     }
 
-    /// The peer does not want a transport on this connection.
+    /// The peer does not want a transport on this connection, which says nothing of what it can do. It is asked again, ever more
+    /// seldom.
     pub fn declined(
         &mut self,
         transport: Transport,
@@ -259,14 +275,16 @@ impl Choice {
         limits: &Range<Nanos>,
         now: Nanos,
     ) {
-        self.rest(transport, why, limits, now);
-        self.way(transport).declined = true;
+        let way = self.way(transport);
+        let pause = limits.start.saturating_mul(1 << way.declined.min(16));
+        way.declined += 1;
+        (way.until, way.why) = (now.saturating_add(pause.min(limits.end)), Some(why));
     }
 
     /// A transport has shown that it works. How long it rests the next time is forgotten only when it has served.
     pub fn works(&mut self, transport: Transport) {
         let way = self.way(transport);
-        (way.until, way.why, way.declined) = (0, None, false);
+        (way.until, way.why, way.declined) = (0, None, 0);
     }
 
     /// The link ends; it was up for so long, if it was, and is itself to `blame` or not. The transport that has failed with
@@ -282,9 +300,7 @@ impl Choice {
             true => (way.short, way.pause) = (0, 0),
             false => way.short += 1,
         }
-        let failed = blame || way.short >= SHORT;
-        self.failures += u64::from(failed);
-        failed.then_some(used)
+        (blame || way.short >= SHORT).then_some(used)
     }
 
     /// Why no better transport is used than the one that is; empty if it is the best.
@@ -315,7 +331,7 @@ impl Choice {
             .take_while(|transport| *transport != used)
             .find(|transport| {
                 let way = &self.ways[*transport as usize];
-                way.why.is_some() && !way.declined
+                way.why.is_some() && way.declined == 0
             })?;
         let why = self.ways[first as usize].why.as_deref().unwrap_or_default();
         Some(format!(
@@ -419,6 +435,29 @@ mod tests {
         assert_eq!(best(&choice, 2), None);
         choice.begin(TRANSPORT_TCP, true, false);
         assert_eq!(best(&choice, 2), Some(Verbs));
+    }
+
+    #[test]
+    fn what_does_not_mend_itself_rests_for_long() {
+        let mut choice = choice(&[Verbs, Tcp]);
+        choice.uses(Verbs);
+        choice.lasts();
+        assert_eq!(choice.ended(true, Some(SERVED + 1)), Some(Verbs));
+        assert_eq!(choice.rest(Verbs, "no memory".into(), &LIMITS, 0), 80);
+        choice.declined(Verbs, "no".into(), &LIMITS, 100);
+        choice.begin(TRANSPORT_TCP, true, false);
+        assert_eq!(best(&choice, 101), Some(Verbs), "declined before");
+    }
+
+    #[test]
+    fn a_wish_by_hand_holds_on_either_side() {
+        let mut choice = choice(&[Verbs, Ucx, Tcp]);
+        choice.set_by_hand(Some(Ucx)).unwrap();
+        assert!(choice.judge(Verbs, ALL, 0).unwrap_err().contains("by hand"));
+        assert_eq!(choice.judge(Tcp, ALL, 0), Ok(()));
+        choice.rest(Ucx, "lost".into(), &LIMITS, 0);
+        assert_eq!(choice.judge(Verbs, ALL, 1), Ok(()), "it cannot be had");
+        assert_eq!(choice.rest(Tcp, "lost".into(), &LIMITS, 0), 0);
     }
 
     #[test]

@@ -229,7 +229,7 @@ impl<N: Network> Relay<N> {
         let reborn = (peer.node, peer.lease) != (Some(them.node), them.lease);
         peer.choice.begin(transport, !dialled, reborn);
         (peer.node, peer.lease, peer.dialling) = (Some(them.node), them.lease, false);
-        peer.control = Some(greeting.stream);
+        (peer.control, peer.linking) = (Some(greeting.stream), now);
         peer.session.begin(now);
         if !dialled {
             for transport in [Transport::Verbs, Transport::Ucx] {

@@ -1,6 +1,6 @@
 //! What the control connection brings: rings are opened, resumed, refused, lost.
 
-use super::peer::{HELD, PROBE};
+use super::peer::{HELD, LINKED, PROBE};
 use super::rings::At;
 use super::{Nanos, Relay};
 use crate::link::Link;
@@ -67,6 +67,10 @@ impl<N: Network> Relay<N> {
             && now >= lost.since + LAST_WORDS
         {
             let why = lost.why.clone();
+            return self.down(p, Goodbye::Link, why, now);
+        }
+        if !peer.session.is_up() && now > peer.linking + LINKED {
+            let why = format!("no link within {} s", LINKED / 1_000_000_000);
             return self.down(p, Goodbye::Link, why, now);
         }
         let mut frames = Vec::new();

@@ -176,8 +176,12 @@ impl<N: Network> Relay<N> {
         let have = self.network.transports();
         for (p, order) in orders {
             let choice = &mut self.peers[p].choice;
-            if choice.set_order(order) && choice.is_outdated(have, now) {
-                self.connect_anew(p, "the routes name other transports".into(), now);
+            if !choice.set_order(order) {
+                continue;
+            }
+            match choice.is_outdated(have, now) {
+                true => self.connect_anew(p, "the routes name other transports".into(), now),
+                false => self.end_vain_trial(p, now),
             }
         }
         // Each time: this host may have moved, and its peers know it by where their routes lead now.

@@ -17,6 +17,8 @@ pub(super) const GREETING: Nanos = 2_000_000_000;
 pub(super) const GREETINGS: usize = 256;
 /// The first and the longest time between two dials; a quarter of it is random.
 pub(super) const BACK_OFF: std::ops::Range<Nanos> = 20_000_000..2_000_000_000;
+/// A link is there within this time after it was offered, or the next transport is; what makes it has deadlines of its own.
+pub(super) const LINKED: Nanos = 15_000_000_000;
 /// A higher node dials so seldom, to tell a lower one that it is there.
 pub(super) const PROBE: Nanos = 5_000_000_000;
 /// Rings that wait for the link before they are looked at: an honest peer has fewer under way.
@@ -34,6 +36,8 @@ pub(super) struct Peer<N: Network> {
     pub node: Option<u32>,
     pub lease: u64,
     pub choice: Choice,
+    /// Since when a link is being made.
+    pub linking: Nanos,
     pub trial: Option<Trial<N::Link>>,
     pub session: Session,
     pub control: Option<Stream<N::Control>>,
@@ -77,6 +81,7 @@ impl<N: Network> Peer<N> {
             node: None,
             lease: 0,
             choice: Choice::default(),
+            linking: now,
             trial: None,
             session: Session::new(now),
             control: None,

@@ -69,6 +69,7 @@ impl<N: Network> Relay<N> {
         let (port, token) = (self.network.port_of(bit), self.token());
         let peer = &mut self.peers[p];
         peer.choice.uses(transport);
+        peer.linking = now;
         let frame = peer.session.offer(bit, port, token);
         peer.send(&[frame]);
     }
@@ -102,11 +103,25 @@ impl<N: Network> Relay<N> {
         }
         let judged = match transport {
             None => Err(format!("this relay knows no transport {bit}")),
+            Some(_) if is_trial && self.draining.is_some() => Err("the relay ends".into()),
             Some(_) if is_trial && peer.trial.is_some() => Err("another one is being tried".into()),
+            Some(transport) if is_trial && Some(transport) == peer.choice.used() => {
+                Err("it is what serves".into())
+            }
+            Some(Transport::Tcp) if is_trial => Err("tcp is not tried, it serves".into()),
             // What rests on both sides does so since moments that differ a little.
             Some(transport) if is_trial => {
                 let soon = now.saturating_add(self.hold_down.start);
                 peer.choice.judge(transport, have, soon)
+            }
+            // Where nothing else is left, what rests is better than nothing.
+            Some(transport)
+                if peer
+                    .choice
+                    .best(have, now)
+                    .is_some_and(|(best, _)| best == transport) =>
+            {
+                Ok(())
             }
             Some(transport) => peer.choice.judge(transport, have, now),
         };
@@ -137,6 +152,7 @@ impl<N: Network> Relay<N> {
             Ok(made) => {
                 let peer = &mut self.peers[p];
                 peer.choice.uses(transport);
+                peer.linking = now;
                 match made {
                     Some(link) => self.link_up(p, link, now),
                     None => peer.choice.dialled = Some(token),
@@ -153,10 +169,12 @@ impl<N: Network> Relay<N> {
     /// The peer does not make a link that was offered.
     pub(super) fn declined(&mut self, p: usize, token: Token, text: &str, now: Nanos) {
         let why = format!("the peer says: {text}");
-        if let Some(trial) = self.peers[p].trial.take_if(|trial| trial.token == token) {
-            return self.trial_failed(p, trial, why, now);
-        }
         let peer = &mut self.peers[p];
+        if let Some(trial) = peer.trial.take_if(|trial| trial.token == token) {
+            let transport = trial.transport;
+            peer.choice.declined(transport, why, &self.hold_down, now);
+            return self.give_up_trial(trial);
+        }
         let Some(transport) = peer.choice.used().filter(|_| peer.session.redeem(token)) else {
             return; // of an offer that is over
         };
@@ -258,6 +276,11 @@ impl<N: Network> Relay<N> {
 
     /// Begins, follows and ends trials. True if there was anything.
     pub(super) fn follow_trial(&mut self, p: usize, now: Nanos) -> bool {
+        if self.draining.is_some() {
+            // To connect anew would end it before its time.
+            self.end_trial(p);
+            return false;
+        }
         let peer = &mut self.peers[p];
         let Some(mut trial) = peer.trial.take() else {
             return self.begin_trial(p, now);
@@ -298,7 +321,7 @@ impl<N: Network> Relay<N> {
     fn begin_trial(&mut self, p: usize, now: Nanos) -> bool {
         let have = self.network.transports();
         let peer = &self.peers[p];
-        if !peer.choice.offers || peer.link.is_none() || self.draining.is_some() {
+        if !peer.choice.offers || peer.link.is_none() {
             return false;
         }
         let Some((transport, bit)) = peer.choice.better(have, now) else {
@@ -345,29 +368,39 @@ impl<N: Network> Relay<N> {
     }
 
     fn trial_failed(&mut self, p: usize, trial: Trial<N::Link>, why: String, now: Nanos) {
+        let transport = trial.transport;
+        self.give_up_trial(trial);
+        let limits = self.hold_down.clone();
+        let choice = &mut self.peers[p].choice;
+        let seconds = choice.rest(transport, why.clone(), &limits, now) / 1_000_000_000;
+        debug!(
+            peer = %self.peers[p].name(),
+            "{} was tried and does not work, again in {seconds} s: {why}",
+            transport.name()
+        );
+    }
+
+    fn give_up_trial(&mut self, trial: Trial<N::Link>) {
         match trial.state {
             State::Made(link) | State::Heard(link) => drop(link.quiesce()),
             State::Offered | State::Dialled => self.network.give_up(trial.token),
         }
-        let limits = self.hold_down.clone();
-        let choice = &mut self.peers[p].choice;
-        let seconds = choice.rest(trial.transport, why.clone(), &limits, now) / 1_000_000_000;
-        debug!(
-            peer = %self.peers[p].name(),
-            "{} was tried and does not work, again in {seconds} s: {why}",
-            trial.transport.name()
-        );
     }
 
     /// Nobody waits for a trial any more.
     pub(super) fn end_trial(&mut self, p: usize) {
-        match self.peers[p].trial.take() {
-            Some(Trial {
-                state: State::Made(link) | State::Heard(link),
-                ..
-            }) => drop(link.quiesce()),
-            Some(trial) => self.network.give_up(trial.token),
-            None => {}
+        if let Some(trial) = self.peers[p].trial.take() {
+            self.give_up_trial(trial);
+        }
+    }
+
+    /// The same, if what is tried is not wanted any more.
+    pub(super) fn end_vain_trial(&mut self, p: usize, now: Nanos) {
+        let have = self.network.transports();
+        let peer = &self.peers[p];
+        let better = peer.choice.better(have, now).map(|(better, _)| better);
+        if peer.trial.as_ref().map(|trial| trial.transport) != better {
+            self.end_trial(p);
         }
     }
 
@@ -385,7 +418,14 @@ impl<N: Network> Relay<N> {
         transport: Option<Transport>,
         now: Nanos,
     ) -> Result<String, String> {
-        let found = self.peers.iter().position(|peer| peer.node == Some(node));
+        if self.draining.is_some() {
+            return Err("the relay ends".into());
+        }
+        // A node may have been elsewhere before.
+        let all = 0..self.peers.len();
+        let found = all
+            .filter(|p| self.peers[*p].node == Some(node))
+            .max_by_key(|p| (self.peers[*p].control.is_some(), !self.peers[*p].unused));
         let Some(p) = found else {
             let known: Vec<_> = self.peers.iter().filter_map(|peer| peer.node).collect();
             return Err(format!("no peer is node {node}; known are {known:?}"));
@@ -393,6 +433,8 @@ impl<N: Network> Relay<N> {
         let have = self.network.transports();
         let choice = &mut self.peers[p].choice;
         choice.set_by_hand(transport)?;
+        self.end_vain_trial(p, now);
+        let choice = &self.peers[p].choice;
         let name = transport.map_or("auto", Transport::name);
         let Some((best, _)) = choice.best(have, now) else {
             return Ok(format!("node {node}: {name} from the next connection on"));
@@ -425,6 +467,7 @@ impl<N: Network> Relay<N> {
         let limits = self.hold_down.clone();
         let peer = &mut self.peers[p];
         let pause = peer.choice.rest(transport, why.into(), &limits, now);
+        peer.choice.failures += 1;
         let seconds = pause.div_ceil(1_000_000_000);
         warn!(
             peer = %peer.name(),
@@ -436,7 +479,7 @@ impl<N: Network> Relay<N> {
 
     /// A ring's memory cannot be given to the card. TCP needs none, so it serves.
     pub(super) fn no_memory(&mut self, p: usize, why: String, now: Nanos) {
-        self.peers[p].choice.lasts(&self.hold_down);
+        self.peers[p].choice.lasts();
         self.down(p, Goodbye::Link, why, now);
     }
 }

@@ -440,6 +440,21 @@ impl Operation {
         }
     }
 
+    /// True if there is an [`outcome`](Self::outcome).
+    pub fn is_done(&self) -> bool {
+        let State::UnderWay {
+            worker, request, ..
+        } = &self.0
+        else {
+            return true;
+        };
+        let calls = worker.lock();
+        // SAFETY: a request of the worker that is not freed yet.
+        let status = unsafe { worker.ucx().ucp.ucp_request_check_status(request.as_ptr()) };
+        drop(calls);
+        status != ucs_status_t::UCS_INPROGRESS
+    }
+
     /// None as long as it is under way. An error may come once, and `Ok` after it.
     pub fn outcome(&mut self) -> Option<Result<()>> {
         let State::UnderWay {

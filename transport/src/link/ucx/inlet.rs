@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use tbus::Region;
 use tbus_ucx_sys::{Body, Context, Endpoint, Error, How, Key, Operation, Received, Worker};
 
+/// What is told and not taken yet, at most: a link on trial is not looked at all the time.
+const EVENTS: usize = 1 << 16;
 /// Bytes that a message counts as at least.
 const MESSAGE: usize = 512;
 /// Ranges of a mirror that have come before others that belong in front of them; an honest peer's are fewer.
@@ -274,6 +276,9 @@ impl Inlet {
             }
         };
         self.taken += bytes.len().max(MESSAGE);
+        if self.events.len() > EVENTS {
+            return Err(format!("more than {EVENTS} things were told in one go"));
+        }
         if self.token.is_none() {
             // Nothing else is heard of who has not shown one.
             return match (header.try_into(), bytes) {
