@@ -192,12 +192,12 @@ impl<N: Network> Relay<N> {
             node: peer.node,
             state: state_of(peer),
             since: now.saturating_sub(peer.up_since.unwrap_or(peer.down_since)),
-            transport: peer.link.is_some().then(|| peer.over()),
-            transport_reasons: match &peer.link {
-                Some(_) => peer.choice.reasons(self.network.transports(), now),
-                None => String::new(),
+            transport: has_link(peer).then(|| peer.over()),
+            transport_reasons: match has_link(peer) {
+                true => peer.choice.reasons(self.network.transports(), now),
+                false => String::new(),
             },
-            fallback: peer.choice.trouble().filter(|_| peer.link.is_some()),
+            fallback: peer.choice.trouble().filter(|_| has_link(peer)),
             transport_failures: peer.choice.failures,
             security: peer.node.map(|node| self.network.security_of(node)),
             up_for: peer.up_since.map(|since| now.saturating_sub(since)),
@@ -243,12 +243,17 @@ impl<N: Network> Relay<N> {
     }
 }
 
+/// One that has ended counts until it is known why: a moment later the connection has ended, too.
+fn has_link<N: Network>(peer: &Peer<N>) -> bool {
+    peer.link.is_some() || peer.lost.is_some()
+}
+
 fn state_of<N: Network>(peer: &Peer<N>) -> PeerState {
-    match (&peer.link, &peer.control) {
-        (Some(_), _) => PeerState::Connected,
-        (None, Some(_)) => PeerState::Connecting,
-        (None, None) if peer.unused => PeerState::Unused,
-        (None, None) => PeerState::Disconnected,
+    match (has_link(peer), &peer.control) {
+        (true, _) => PeerState::Connected,
+        (false, Some(_)) => PeerState::Connecting,
+        (false, None) if peer.unused => PeerState::Unused,
+        (false, None) => PeerState::Disconnected,
     }
 }
 
