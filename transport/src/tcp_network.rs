@@ -284,10 +284,10 @@ impl TcpNetwork {
         if self.verbs.as_ref().is_some_and(VerbsDoor::is_over) {
             warn!("the RDMA device has gone; TCP serves until there is one again");
             self.verbs = None;
-            self.seeker = Some(Seeker::new(ip, VerbsDoor::open));
+            self.seeker = Some(Seeker::of_gone(ip, VerbsDoor::open));
             // It knows the devices of its beginning, and keeps them.
             if self.ucx.take().is_some() {
-                self.ucx_seeker = Some(Seeker::new(ip, UcxDoor::open));
+                self.ucx_seeker = Some(Seeker::of_gone(ip, UcxDoor::open));
             }
         }
         if let Some((door, devices)) = self.seeker.as_mut().and_then(Seeker::look) {

@@ -20,6 +20,8 @@ const TURN: u32 = 4;
 const ACK_TIMEOUT: u8 = 14;
 /// Between two looks for a device where there was none.
 const SEEK: Duration = Duration::from_secs(5);
+/// The first one after a device has gone, doubled each time up to the other.
+const GONE: Duration = Duration::from_millis(400);
 /// Memory that a link needs for itself at least.
 const NEEDED: u64 = 1 << 17;
 
@@ -207,6 +209,8 @@ impl VerbsDoor {
 pub(crate) struct Seeker<T> {
     ip: IpAddr,
     open: fn(IpAddr) -> Result<T, String>,
+    /// Until the look after the next one.
+    pause: Duration,
     next: Instant,
     answer: Option<mpsc::Receiver<Result<T, String>>>,
 }
@@ -217,9 +221,25 @@ impl<T: Send + 'static> Seeker<T> {
         Seeker {
             ip,
             open,
+            pause: SEEK,
             next: Instant::now() + SEEK,
             answer: None,
         }
+    }
+
+    /// The same, of a device that has just gone. It is looked for soon, for one that came back before librdmacm has seen that it was
+    /// away is taken for the old one for ever.
+    pub fn of_gone(ip: IpAddr, open: fn(IpAddr) -> Result<T, String>) -> Seeker<T> {
+        Seeker {
+            pause: GONE,
+            next: Instant::now() + GONE,
+            ..Seeker::new(ip, open)
+        }
+    }
+
+    fn look_later(&mut self) {
+        self.pause = (2 * self.pause).min(SEEK);
+        (self.next, self.answer) = (Instant::now() + self.pause, None);
     }
 
     /// What there is now, if there is.
@@ -244,11 +264,11 @@ impl<T: Send + 'static> Seeker<T> {
             Ok(Ok(found)) => Some(found),
             Ok(Err(why)) => {
                 debug!("what was looked for is still {why}");
-                *self = Seeker::new(self.ip, self.open);
+                self.look_later();
                 None
             }
             Err(mpsc::TryRecvError::Disconnected) => {
-                *self = Seeker::new(self.ip, self.open);
+                self.look_later();
                 None
             }
         }
