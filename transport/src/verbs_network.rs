@@ -20,8 +20,8 @@ const TURN: u32 = 4;
 const ACK_TIMEOUT: u8 = 14;
 /// Between two looks for a device where there was none.
 const SEEK: Duration = Duration::from_secs(5);
-/// The same for as long after a device has gone.
-const SEEK_GONE: Duration = Duration::from_millis(400);
+/// The first one after a device has gone, doubled each time up to the other.
+const GONE: Duration = Duration::from_millis(400);
 /// Memory that a link needs for itself at least.
 const NEEDED: u64 = 1 << 17;
 
@@ -209,8 +209,8 @@ impl VerbsDoor {
 pub(crate) struct Seeker<T> {
     ip: IpAddr,
     open: fn(IpAddr) -> Result<T, String>,
-    /// So many of the next looks come soon.
-    soon: u32,
+    /// Until the look after the next one.
+    pause: Duration,
     next: Instant,
     answer: Option<mpsc::Receiver<Result<T, String>>>,
 }
@@ -221,7 +221,7 @@ impl<T: Send + 'static> Seeker<T> {
         Seeker {
             ip,
             open,
-            soon: 0,
+            pause: SEEK,
             next: Instant::now() + SEEK,
             answer: None,
         }
@@ -231,16 +231,15 @@ impl<T: Send + 'static> Seeker<T> {
     /// away is taken for the old one for ever.
     pub fn of_gone(ip: IpAddr, open: fn(IpAddr) -> Result<T, String>) -> Seeker<T> {
         Seeker {
-            soon: SEEK.div_duration_f32(SEEK_GONE) as u32,
-            next: Instant::now() + SEEK_GONE,
+            pause: GONE,
+            next: Instant::now() + GONE,
             ..Seeker::new(ip, open)
         }
     }
 
     fn look_later(&mut self) {
-        let pause = if self.soon > 0 { SEEK_GONE } else { SEEK };
-        self.soon = self.soon.saturating_sub(1);
-        (self.next, self.answer) = (Instant::now() + pause, None);
+        self.pause = (2 * self.pause).min(SEEK);
+        (self.next, self.answer) = (Instant::now() + self.pause, None);
     }
 
     /// What there is now, if there is.
