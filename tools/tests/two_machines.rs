@@ -582,7 +582,7 @@ fn all_faults(transport: &'static str) {
         }
     }
     let seed = from_environment("TBUS_SEED", 1);
-    let few = if transport == "tcp" { 2 } else { 6 };
+    let few = if transport == "tcp" { 1 } else { 3 };
     let flaps = from_environment("TBUS_FLAPS", few);
     let rows = FAULTS.iter().filter(|row| row.3 && applies(row.1));
     let rows: Vec<_> = rows.collect();
