@@ -126,6 +126,8 @@ struct End {
     heard: (SystemTime, Instant),
     /// The longest time between two of them.
     silence: Duration,
+    /// It goes on sending.
+    sends: bool,
     bytes: [Vec<u8>; 2],
     _scratch: Scratch,
 }
@@ -294,15 +296,16 @@ impl End {
             host,
             heard: (SystemTime::now(), Instant::now()),
             silence: Duration::ZERO,
+            sends: true,
             bytes: [Vec::new(), vec![0; SIZE as usize]],
             _scratch: scratch,
         }
     }
 
-    fn pump(&mut self, sends: bool) {
+    fn pump(&mut self) {
         for (channel, flow) in self.flows.iter_mut().enumerate() {
             let id = 2 * channel as u64 + self.number as u64;
-            if flow.pump(id, self.life, sends, &mut self.bytes) {
+            if flow.pump(id, self.life, self.sends, &mut self.bytes) {
                 self.silence = self.silence.max(self.heard.1.elapsed());
                 self.heard = (SystemTime::now(), Instant::now());
             }
@@ -328,14 +331,14 @@ impl End {
                 eprintln!("{}", self.written());
                 panic!("host {}, not within {COMES_UP:?}: {what}", self.number + 1);
             }
-            self.pump(true);
+            self.pump();
         }
     }
 
     fn for_a_while(&mut self, time: Duration) {
         let begun = Instant::now();
         while begun.elapsed() < time {
-            self.pump(true);
+            self.pump();
         }
     }
 
@@ -483,14 +486,14 @@ impl End {
     fn account(&mut self, name: &str) {
         let sent: Vec<u64> = self.flows.iter().map(|flow| flow.sent).collect();
         let text = to_text(&sent);
-        // From here on nothing more is sent.
+        self.sends = false;
         say(self.number, &format!("{}-{name}", self.transport), &text);
         let place = common(1 - self.number, &format!("{}-{name}", self.transport));
         let begun = Instant::now();
         let mut due: Option<Vec<u64>> = None;
         loop {
             assert!(begun.elapsed() < COMES_UP, "{due:?}");
-            self.pump(false);
+            self.pump();
             let text = std::fs::read_to_string(&place).ok();
             due = text.map(|text| from_text(&text));
             let all = |due: &Vec<u64>| {
