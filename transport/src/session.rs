@@ -373,10 +373,7 @@ impl Session {
                 violation(format!("more than {SLOTS} rings opened on one connection"))
             }
             // Slots are never used twice, and a ring's memory is a slot's until the link ends.
-            Frame::Open(open) if self.incoming.contains_key(&open.slot) => violation(format!(
-                "an OPEN for slot {}, which is open or was",
-                open.slot
-            )),
+            Frame::Open(open) if self.incoming.contains_key(&open.slot) => violation(format!("slot {} is opened twice", open.slot)),
             Frame::Open(open) => Ok(Demand::Mirror(open)),
             Frame::Resume(resume) => match self.current(resume.slot, resume.attempt)? {
                 true => Ok(Demand::Resumed(resume)),
