@@ -178,14 +178,13 @@ impl NewsReader {
                 continue; // Relaxed: the swap below does the ordering
             }
             for index in LINE / 8 * line..LINE / 8 * (line + 1) {
-                if words.at(index).load(Relaxed) == 0 {
-                    continue; // as above
-                }
-                for byte in 8 * index..8 * index + 8 {
+                let mut set = words.at(index).load(Relaxed); // as above
+                while set != 0 {
+                    let byte = set.trailing_zeros() as usize / 8;
+                    set &= !(0xff << (8 * byte));
+                    let byte = 8 * index + byte;
                     // AcqRel: the cursor was stored before the byte (partner: Release in News::announce).
-                    if words.byte(byte).load(Relaxed) != 0
-                        && words.byte(byte).swap(0, Ordering::AcqRel) != 0
-                    {
+                    if words.byte(byte).swap(0, Ordering::AcqRel) != 0 {
                         see((byte - FIRST) as u32);
                     }
                 }

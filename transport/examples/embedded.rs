@@ -72,7 +72,7 @@ impl Host {
 
     /// One turn of the application's loop: the relay's work is a part of it.
     fn step(&mut self) {
-        let now = self.clock.now();
+        let now = self.clock.lately();
         self.relay.step(now);
     }
 

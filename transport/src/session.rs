@@ -195,6 +195,9 @@ pub struct Session {
     heard: Nanos,
     /// When the peer last showed that it hears us.
     answered: Nanos,
+    /// The same has happened over the link since the last tick: on the data path no time is noted.
+    just_heard: bool,
+    just_answered: bool,
     beat_due: Nanos,
     beats: u64,
     echo: u64,
@@ -223,6 +226,8 @@ impl Session {
             token: None,
             heard: now,
             answered: now,
+            just_heard: false,
+            just_answered: false,
             beat_due: now,
             beats: 0,
             echo: 0,
@@ -234,6 +239,7 @@ impl Session {
     pub fn begin(&mut self, now: Nanos) {
         self.down();
         (self.heard, self.answered, self.beat_due) = (now, now, now);
+        (self.just_heard, self.just_answered) = (false, false);
         (self.beats, self.echo, self.peer_beat) = (0, 0, 0);
     }
 
@@ -373,7 +379,9 @@ impl Session {
                 violation(format!("more than {SLOTS} rings opened on one connection"))
             }
             // Slots are never used twice, and a ring's memory is a slot's until the link ends.
-            Frame::Open(open) if self.incoming.contains_key(&open.slot) => violation(format!("slot {} is opened twice", open.slot)),
+            Frame::Open(open) if self.incoming.contains_key(&open.slot) => {
+                violation(format!("slot {} is opened twice", open.slot))
+            }
             Frame::Open(open) => Ok(Demand::Mirror(open)),
             Frame::Resume(resume) => match self.current(resume.slot, resume.attempt)? {
                 true => Ok(Demand::Resumed(resume)),
@@ -525,8 +533,8 @@ impl Session {
     }
 
     /// The link brought what the peer tells.
-    pub fn control(&mut self, now: Nanos, control: &Control) -> Result<Told, End> {
-        self.heard = now;
+    pub fn control(&mut self, control: &Control) -> Result<Told, End> {
+        self.just_heard = true;
         if control.want {
             return match self.incoming.get_mut(&control.slot) {
                 Some(ring) if ring.epoch == control.epoch => {
@@ -578,7 +586,7 @@ impl Session {
             ));
         }
         if delivered > ring.delivered {
-            self.answered = now;
+            self.just_answered = true;
         }
         if bytes > 0 {
             ring.wants = false;
@@ -728,12 +736,18 @@ impl Session {
     }
 
     /// Bytes came over the link: a sign of life, whatever they are.
-    pub fn alive(&mut self, now: Nanos) {
-        self.heard = now;
+    pub fn alive(&mut self) {
+        self.just_heard = true;
     }
 
     /// What the time brings: heartbeats, or the end.
     pub fn tick(&mut self, now: Nanos, frames: &mut Vec<Frame>) -> Result<(), End> {
+        if std::mem::take(&mut self.just_heard) {
+            self.heard = now;
+        }
+        if std::mem::take(&mut self.just_answered) {
+            self.answered = now;
+        }
         let seconds = |since: Nanos| (now - since) as f64 / 1e9;
         if now.saturating_sub(self.heard) > SILENCE {
             return Err((

@@ -249,6 +249,14 @@ impl End {
         Ok(())
     }
 
+    /// The same, and lets it go out at once, as an application does that waits for the answer.
+    #[inline(always)]
+    pub fn send_now(&mut self, payload: &[u8]) -> Result<()> {
+        self.send(payload)?;
+        self.step();
+        Ok(())
+    }
+
     /// Takes a message if there is one: reads a byte of each of its lines in place, and releases it.
     #[inline(always)]
     pub fn try_take(&mut self) -> Result<bool> {
@@ -279,10 +287,13 @@ impl End {
         }
     }
 
-    /// Takes a message, polling until there is one.
+    /// Takes a message, polling until there is one. True if it was not there yet.
     #[inline(always)]
-    pub fn take(&mut self) -> Result<()> {
-        while !self.try_take()? {}
-        Ok(())
+    pub fn take(&mut self) -> Result<bool> {
+        let mut waited = false;
+        while !self.try_take()? {
+            waited = true;
+        }
+        Ok(waited)
     }
 }

@@ -206,7 +206,7 @@ impl Embedded {
     /// One pass of the relay.
     #[inline]
     pub fn step(&mut self) {
-        let now = self.clock.now();
+        let now = self.clock.lately();
         self.relay.step(now);
     }
 

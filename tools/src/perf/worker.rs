@@ -206,8 +206,11 @@ pub fn run(directory: &Path, channel: &[String], cpu: Option<usize>) -> Result<(
                 end.connect()?;
                 let payload = vec![1; size];
                 for _ in 0..count {
-                    end.take()?;
-                    end.send(&payload)?;
+                    // Of several that have come together the answers go out together.
+                    match end.take()? {
+                        true => end.send_now(&payload)?,
+                        false => end.send(&payload)?,
+                    }
                 }
                 end.settle();
             }

@@ -75,6 +75,36 @@ impl Queue {
     }
 }
 
+/// Room for what is done: [`CompletionQueue::take`].
+pub struct Taken {
+    entries: [MaybeUninit<ibv_wc>; Taken::ROOM],
+    /// So many are filled, and so many of those handed out.
+    count: usize,
+    given: usize,
+}
+
+impl Taken {
+    const ROOM: usize = 16;
+}
+
+impl Default for Taken {
+    fn default() -> Taken {
+        Taken {
+            entries: [const { MaybeUninit::uninit() }; Taken::ROOM],
+            count: 0,
+            given: 0,
+        }
+    }
+}
+
+impl fmt::Debug for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Taken")
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Something is done.
 #[derive(Debug)]
 pub struct Completion {
@@ -245,22 +275,43 @@ impl CompletionQueue {
         }
     }
 
-    /// So many completions are handed out at a time: if it was fewer, there are no more now.
-    pub const AT_ONCE: usize = 16;
+    /// So many completions are taken at a time: if it was fewer, there are no more now.
+    pub const AT_ONCE: usize = Taken::ROOM;
 
-    /// Hands out some of what is done, in order for each queue pair. How many.
+    /// Takes some of what is done, in order for each queue pair, in place of what was taken before. How many.
     #[inline]
-    pub fn poll(&self, mut each: impl FnMut(Completion)) -> Result<usize> {
-        let mut entries = [const { MaybeUninit::<ibv_wc>::uninit() }; Self::AT_ONCE];
+    pub fn take(&self, into: &mut Taken) -> Result<usize> {
+        (into.count, into.given) = (0, 0);
         // SAFETY: live, and of this device.
-        let count = unsafe { self.0.data_path.poll_cq(self.0.raw(), &mut entries) };
-        let Ok(count) = usize::try_from(count) else {
-            return Err(Error::number("ibv_poll_cq", libc::EIO)
-                .mend("completions were lost: the queue held too few, or the device failed"));
-        };
-        for entry in entries.iter().take(count) {
-            // SAFETY: so many were filled.
-            each(self.completion(unsafe { entry.assume_init_ref() }));
+        let count = unsafe { self.0.data_path.poll_cq(self.0.raw(), &mut into.entries) };
+        match usize::try_from(count) {
+            Ok(count) => {
+                into.count = count.min(Taken::ROOM);
+                Ok(into.count)
+            }
+            Err(_) => Err(Error::number("ibv_poll_cq", libc::EIO)
+                .mend("completions were lost: the queue held too few, or the device failed")),
+        }
+    }
+
+    /// The next of what was taken. Each comes once, since it may be a receive buffer.
+    #[inline]
+    pub fn next(&self, taken: &mut Taken) -> Option<Completion> {
+        let index = taken.given;
+        if index >= taken.count {
+            return None;
+        }
+        taken.given += 1;
+        // SAFETY: so many were filled.
+        Some(self.completion(unsafe { taken.entries[index].assume_init_ref() }))
+    }
+
+    /// Takes some of what is done and hands it out. How many.
+    pub fn poll(&self, mut each: impl FnMut(Completion)) -> Result<usize> {
+        let mut taken = Taken::default();
+        let count = self.take(&mut taken)?;
+        while let Some(completion) = self.next(&mut taken) {
+            each(completion);
         }
         Ok(count)
     }

@@ -42,7 +42,7 @@ pub mod library;
 pub mod memory;
 pub mod queue_pair;
 
-pub use completion::{Completion, CompletionQueue, Outcome, Received, Status};
+pub use completion::{Completion, CompletionQueue, Outcome, Received, Status, Taken};
 pub use connection::{ConnectionId, Event, EventChannel, EventKind};
 pub use device::Device;
 pub use error::{Error, Unavailable};

@@ -9,6 +9,7 @@ use crate::memory::Domain;
 use crate::{Access, Completion, CompletionQueue, ProtectionDomain, Region};
 use memmap2::{MmapMut, MmapRaw};
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -272,8 +273,9 @@ impl QueuePair {
         for (work, part) in this.work.iter_mut().zip(&mut this.parts) {
             work.sg_list = part;
         }
-        for buffer in 0..limits.receives {
-            this.post_receive(buffer, false)?;
+        let all: Vec<u32> = (0..limits.receives).collect();
+        for buffers in all.chunks(Self::REPOSTED) {
+            this.post_receives(buffers, false)?;
         }
         Ok(this)
     }
@@ -462,34 +464,64 @@ impl QueuePair {
 
     /// Lets a receive buffer be used again.
     pub fn repost(&mut self, received: Received) -> Result<()> {
-        assert_eq!(received.queue_pair, self.name, "another queue pair's");
-        match self.ended {
-            true => Ok(()),
-            false => self.post_receive(received.buffer, false),
-        }
+        self.repost_all(&mut vec![received])
     }
 
-    fn post_receive(&mut self, buffer: u32, last: bool) -> Result<()> {
-        let mut part = ibv_sge {
-            addr: u64::from(buffer) * u64::from(self.buffers.size),
-            length: self.buffers.size,
-            lkey: self.buffers.region.local_key(),
-        };
-        let mut id = self.work_id(true, buffer);
-        id.last = last;
-        let mut work = ibv_recv_wr {
-            wr_id: id.encode(),
-            next: null_mut(),
-            sg_list: &raw mut part,
-            num_sge: i32::from(!last && self.buffers.size > 0),
-        };
+    /// So many receive buffers are posted with one call.
+    pub const REPOSTED: usize = 16;
+
+    /// Lets receive buffers be used again; none is left in `received`.
+    pub fn repost_all(&mut self, received: &mut Vec<Received>) -> Result<()> {
+        while !received.is_empty() {
+            let mut buffers = [0; Self::REPOSTED];
+            let count = received.len().min(Self::REPOSTED);
+            for (buffer, received) in buffers.iter_mut().zip(received.drain(..count)) {
+                assert_eq!(received.queue_pair, self.name, "another queue pair's");
+                *buffer = received.buffer;
+            }
+            if !self.ended {
+                self.post_receives(&buffers[..count], false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// At most [`QueuePair::REPOSTED`] of them. `last`: without room for anything, to see the queue drained.
+    fn post_receives(&mut self, buffers: &[u32], last: bool) -> Result<()> {
+        let mut works = [const { MaybeUninit::<(ibv_recv_wr, ibv_sge)>::uninit() }; Self::REPOSTED];
+        let works = &mut works[..buffers.len()];
+        let base = works.as_mut_ptr().cast::<(ibv_recv_wr, ibv_sge)>();
+        for (i, (work, buffer)) in works.iter_mut().zip(buffers).enumerate() {
+            let mut id = self.work_id(true, *buffer);
+            id.last = last;
+            let part = ibv_sge {
+                addr: u64::from(*buffer) * u64::from(self.buffers.size),
+                length: self.buffers.size,
+                lkey: self.buffers.region.local_key(),
+            };
+            let next = i + 1;
+            work.write((
+                ibv_recv_wr {
+                    wr_id: id.encode(),
+                    next: match next < buffers.len() {
+                        // SAFETY: in `works`.
+                        true => unsafe { &raw mut (*base.add(next)).0 },
+                        false => null_mut(),
+                    },
+                    // SAFETY: in `works`.
+                    sg_list: unsafe { &raw mut (*base.add(i)).1 },
+                    num_sge: i32::from(!last && self.buffers.size > 0),
+                },
+                part,
+            ));
+        }
         let mut bad = null_mut();
-        // SAFETY: live; the request and its part are valid for the call. The part lies in the buffers, which outlive the queue
-        // pair, and nobody reads it before it is done.
+        // SAFETY: live; the requests and their parts were all written and are valid for the call. The parts lie in the buffers,
+        // which outlive the queue pair, and nobody reads one before it is done.
         let result = unsafe {
             self.raw
                 .data_path
-                .post_recv(self.raw.raw.as_ptr(), &raw mut work, &mut bad)
+                .post_recv(self.raw.raw.as_ptr(), &raw mut (*base).0, &mut bad)
         };
         check_number("ibv_post_recv", result)
     }
@@ -511,7 +543,7 @@ impl QueuePair {
         }
         // Each queue has room for one request more, which is the last to be done. That to receive is posted before: soft-RoCE
         // looks at receives when something comes or the state changes.
-        self.post_receive(0, true)?;
+        self.post_receives(&[0], true)?;
         // SAFETY: all zeros is valid: numbers.
         let mut attributes: ibv_qp_attr = unsafe { std::mem::zeroed() };
         attributes.qp_state = ibv_qp_state::IBV_QPS_ERR;

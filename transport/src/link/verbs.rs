@@ -13,8 +13,9 @@
 //!
 //! That cannot come to a standstill. Say neither side has a buffer left at the other. Then the last thing that each has sent is
 //! credit alone, A's at time a and B's at b, and each was told of too late for the other's. Nothing that B sent after b counts, so
-//! A's last [`BUFFERS`] notices reached B after b; and A could only send them for it knew by a that all before them were posted
-//! again. But b's message, which came to A after a, was the first to tell of half of the buffers at least, of those before.
+//! at b none of the buffers of A's last [`BUFFERS`] notices was posted again; and A could only send them for it knew by a that all
+//! before them were. But b's message, which came to A after a, was the first to tell of half of the buffers at least, of those
+//! before.
 
 use super::{Event, Link, Quiesced, Remote};
 use crate::BySlot;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use tbus::Region;
 use tbus_rdma_sys::{
     self as rdma, Access, CompletionQueue, ConnectionId, Device, EventChannel, EventKind, Limits,
-    Notice, Outcome, ProtectionDomain, QueuePair, Received, Write,
+    Notice, Outcome, ProtectionDomain, QueuePair, Received, Taken, Write,
 };
 use tracing::{error, warn};
 
@@ -45,6 +46,8 @@ const LIMITS: Limits = Limits {
 };
 /// Writes of so many bytes are copied into the queue: a small message saves the card a look at the ring's memory, and is done at once.
 const INLINE: u32 = 192;
+// Half of them is told of, though as many as are posted with one call wait for that.
+const _: () = assert!(4 * QueuePair::REPOSTED <= BUFFERS as usize);
 
 /// If nothing of what is posted is done for so long, nothing will be.
 pub(super) const STANDSTILL: Duration = Duration::from_millis(2500);
@@ -70,6 +73,8 @@ struct Source {
     key: u32,
     /// Where the next range begins.
     next: u64,
+    /// Where the next piece begins, from the ring's beginning.
+    offset: u64,
     /// Epoch and position were told.
     begun: bool,
     /// Nothing more is to be sent of it: its memory is given back when the device is done with it.
@@ -194,11 +199,23 @@ impl Standstill {
     }
 }
 
+/// What posts, and what is counted with it.
+#[derive(Debug)]
+struct Out {
+    pair: QueuePair,
+    credit: Credit,
+    /// The last request that was posted, and the last that reads a ring.
+    posted: u32,
+    reads: u32,
+    /// The next request tells when it is done, so that a device which stands still is noticed.
+    probe: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct VerbsLink {
-    // The queue pair first, for it is to go before what it reads and writes.
-    pair: QueuePair,
+    // First, for the queue pair is to go before what it reads and writes.
+    out: Out,
     queue: CompletionQueue,
     sources: Vec<Option<Source>>,
     mirrors: BySlot<Mirror>,
@@ -215,22 +232,121 @@ pub struct VerbsLink {
     flying: VecDeque<Flying>,
     /// Bytes in both.
     under_way: u64,
-    credit: Credit,
     /// The peer hears at once that data flows.
     greet: bool,
-    /// The last request that was posted, the last that reads a ring, and the last that is done, of those that are signalled.
-    posted: u32,
-    reads: u32,
+    /// The last request that is done, of those that are signalled.
     done: u32,
     stands: Standstill,
-    outcomes: Vec<Outcome>,
-    /// The next request tells when it is done, so that a device which stands still is noticed.
-    probe: bool,
+    taken: Taken,
+    /// Buffers that are to be posted again: many at a time, and after what goes out, since nothing waits for them. The peer has
+    /// that many fewer, which is a small part of [`BUFFERS`].
+    emptied: Vec<Received>,
     polls: u32,
     begun: Instant,
     looked: Instant,
     down: Option<String>,
     told: bool,
+}
+
+impl Out {
+    /// Writes a piece of a ring where it belongs in the mirror, and tells of it. False if there is no room.
+    fn piece(
+        &mut self,
+        source: &Source,
+        data: Data,
+        by_number: bool,
+        last: bool,
+    ) -> Result<bool, String> {
+        debug_assert_eq!(source.offset, data.position % source.capacity);
+        let write = |offset, length: u64| Write {
+            source: &source.region,
+            offset,
+            length: length as u32,
+            remote_offset: offset,
+            remote_key: source.key,
+        };
+        let length = u64::from(data.length);
+        let first = source.capacity - source.offset;
+        if length <= first {
+            let writes = [write(source.offset, length)];
+            return self.written(&writes, data, by_number, last);
+        }
+        let writes = [write(source.offset, first), write(0, length - first)];
+        self.written(&writes, data, by_number, last)
+    }
+
+    fn written(
+        &mut self,
+        writes: &[Write<'_>],
+        data: Data,
+        by_number: bool,
+        last: bool,
+    ) -> Result<bool, String> {
+        if by_number {
+            let number = (data.slot << 16) | (data.length / 8);
+            return self.post(writes, Notice::Immediate(number), last);
+        }
+        let chunk = Chunk {
+            data: Some(data),
+            control: None,
+        };
+        self.message(writes, Some(&chunk), last)
+    }
+
+    /// Without a chunk: credit alone.
+    fn message(
+        &mut self,
+        writes: &[Write<'_>],
+        chunk: Option<&Chunk>,
+        last: bool,
+    ) -> Result<bool, String> {
+        if writes.len() + 1 > self.pair.room() as usize {
+            return Ok(false);
+        }
+        let credit = self.credit.tell();
+        let mut message = [0; MESSAGE];
+        message[..CREDIT].copy_from_slice(&credit);
+        let mut length = CREDIT;
+        if let Some(chunk) = chunk {
+            message[CREDIT..].copy_from_slice(&chunk.encode());
+            length = MESSAGE;
+        }
+        self.post(writes, Notice::Send(&message[..length]), last)
+    }
+
+    fn repost(&mut self, emptied: &mut Vec<Received>) -> Result<(), String> {
+        let count = emptied.len() as u32;
+        (self.pair.repost_all(emptied)).map_err(|error| error.to_string())?;
+        self.credit.reposted = self.credit.reposted.wrapping_add(count);
+        Ok(())
+    }
+
+    fn post(
+        &mut self,
+        writes: &[Write<'_>],
+        notice: Notice<'_>,
+        last: bool,
+    ) -> Result<bool, String> {
+        let reads = !writes.is_empty() && !self.pair.copies(writes);
+        // What only copies has nothing to give back.
+        let owed = reads || self.reads.wrapping_sub(self.pair.signalled()).cast_signed() > 0;
+        if !owed {
+            self.reads = self.pair.signalled(); // so that it never lags by half of all numbers
+        }
+        let signalled = (last && owed) || std::mem::take(&mut self.probe);
+        match self.pair.post(writes, notice, signalled) {
+            Ok(Some(number)) => {
+                self.posted = number;
+                if reads {
+                    self.reads = number;
+                }
+                self.credit.used = self.credit.used.wrapping_add(1);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 impl VerbsLink {
@@ -250,7 +366,13 @@ impl VerbsLink {
         })?;
         let now = Instant::now();
         Ok(VerbsLink {
-            pair,
+            out: Out {
+                pair,
+                credit: Credit::default(),
+                posted: 0,
+                reads: 0,
+                probe: true,
+            },
             queue,
             sources: Vec::new(),
             mirrors: BySlot::default(),
@@ -265,14 +387,11 @@ impl VerbsLink {
             items: VecDeque::new(),
             flying: VecDeque::new(),
             under_way: 0,
-            credit: Credit::default(),
             greet: true,
-            posted: 0,
-            reads: 0,
             done: 0,
             stands: Standstill::default(),
-            outcomes: Vec::new(),
-            probe: true,
+            taken: Taken::default(),
+            emptied: Vec::new(),
             polls: 0,
             begun: now,
             looked: now,
@@ -323,7 +442,7 @@ impl VerbsLink {
 
     /// True if nothing is posted whose end would wake.
     pub(super) fn is_idle(&self) -> bool {
-        self.pair.signalled() == self.done && self.items.is_empty()
+        self.out.pair.signalled() == self.done && self.items.is_empty()
     }
 
     fn fail(&mut self, why: impl Into<String>) {
@@ -376,7 +495,7 @@ impl VerbsLink {
     fn take_async_events(&mut self) -> rdma::error::Result<()> {
         while let Some(event) = self.device.next_async_event()? {
             // Another link's queue pair fails what was posted there, so that one learns of it.
-            if event.fatal && event.queue_pair == Some(self.pair.number()) {
+            if event.fatal && event.queue_pair == Some(self.out.pair.number()) {
                 self.fail(format!("the RDMA device says: {}", event.text));
             }
         }
@@ -387,8 +506,11 @@ impl VerbsLink {
         if !self.established && now - self.begun > ESTABLISHED {
             self.fail("the RDMA connection was not established in time");
         }
-        self.probe = true;
-        if self.stands.for_long(self.pair.signalled(), self.done, now) {
+        self.out.probe = true;
+        if self
+            .stands
+            .for_long(self.out.pair.signalled(), self.done, now)
+        {
             self.fail(format!(
                 "the RDMA device has done nothing for {STANDSTILL:?}"
             ));
@@ -416,27 +538,30 @@ impl VerbsLink {
         }
     }
 
-    /// Posts the next piece of the first item. False if there is no room for it.
-    fn post_item(&mut self, item: Item) -> Result<bool, String> {
+    /// Posts the next piece of the first item. False if there is none, or no room for it.
+    fn post_item(&mut self) -> Result<bool, String> {
         let last = self.items.len() == 1;
-        let (slot, from, to) = match item {
-            Item::Data { slot, from, to } => (slot, from, to),
-            Item::Control(control) => {
+        let (slot, from, to) = match self.items.front() {
+            Some(&Item::Data { slot, from, to }) => (slot, from, to),
+            Some(Item::Control(control)) => {
                 let chunk = Chunk {
                     data: None,
-                    control: Some(control),
+                    control: Some(*control),
                 };
-                let posted = self.post_message(&[], Some(&chunk), last)?;
+                let posted = self.out.message(&[], Some(&chunk), last)?;
                 if posted {
                     self.items.pop_front();
                 }
                 return Ok(posted);
             }
+            None => return Ok(false),
         };
-        // Taken out for as long as requests are made of it.
-        let Some(mut source) = self.sources.get_mut(slot as usize).and_then(Option::take) else {
+        let Some(Some(source)) = self.sources.get_mut(slot as usize) else {
             return Err(format!("slot {slot} was detached with bytes under way"));
         };
+        if !source.begun {
+            source.offset = from % source.capacity;
+        }
         let by_number = self.has_immediate
             && source.begun
             && slot <= u32::from(u16::MAX)
@@ -449,15 +574,17 @@ impl VerbsLink {
             position: from,
             length: length as u32,
         };
-        let posted = self.post_piece(&source, data, by_number, last && from + length == to);
-        source.begun |= matches!(posted, Ok(true));
-        self.sources[slot as usize] = Some(source);
-        if !posted? {
+        let to_here = from + length;
+        if !(self.out).piece(source, data, by_number, last && to_here == to)? {
             return Ok(false);
         }
-        let to_here = from + length;
+        source.begun = true;
+        source.offset += length;
+        if source.offset >= source.capacity {
+            source.offset -= source.capacity;
+        }
         self.flying.push_back(Flying {
-            number: (self.reads == self.posted).then_some(self.posted),
+            number: (self.out.reads == self.out.posted).then_some(self.out.posted),
             slot,
             to: to_here,
             length,
@@ -469,102 +596,24 @@ impl VerbsLink {
         Ok(true)
     }
 
-    fn post_piece(
-        &mut self,
-        source: &Source,
-        data: Data,
-        by_number: bool,
-        last: bool,
-    ) -> Result<bool, String> {
-        let length = u64::from(data.length);
-        let offset = data.position % source.capacity;
-        let first = length.min(source.capacity - offset);
-        let write = |offset, length: u64| Write {
-            source: &source.region,
-            offset,
-            length: length as u32,
-            remote_offset: offset,
-            remote_key: source.key,
-        };
-        let both = [write(offset, first), write(0, length - first)];
-        let writes = &both[..1 + usize::from(first < length)];
-        if by_number {
-            let number = (data.slot << 16) | (data.length / 8);
-            return self.post(writes, Notice::Immediate(number), last);
-        }
-        let chunk = Chunk {
-            data: Some(data),
-            control: None,
-        };
-        self.post_message(writes, Some(&chunk), last)
-    }
-
-    /// Without a chunk: credit alone.
-    fn post_message(
-        &mut self,
-        writes: &[Write<'_>],
-        chunk: Option<&Chunk>,
-        last: bool,
-    ) -> Result<bool, String> {
-        if writes.len() + 1 > self.pair.room() as usize {
-            return Ok(false);
-        }
-        let credit = self.credit.tell();
-        let mut message = [0; MESSAGE];
-        message[..CREDIT].copy_from_slice(&credit);
-        let mut length = CREDIT;
-        if let Some(chunk) = chunk {
-            message[CREDIT..].copy_from_slice(&chunk.encode());
-            length = MESSAGE;
-        }
-        self.post(writes, Notice::Send(&message[..length]), last)
-    }
-
-    fn post(
-        &mut self,
-        writes: &[Write<'_>],
-        notice: Notice<'_>,
-        last: bool,
-    ) -> Result<bool, String> {
-        let reads = !writes.is_empty() && !self.pair.copies(writes);
-        // What only copies has nothing to give back.
-        let owed = reads || self.reads.wrapping_sub(self.pair.signalled()).cast_signed() > 0;
-        if !owed {
-            self.reads = self.pair.signalled(); // so that it never lags by half of all numbers
-        }
-        let signalled = (last && owed) || std::mem::take(&mut self.probe);
-        match self.pair.post(writes, notice, signalled) {
-            Ok(Some(number)) => {
-                self.posted = number;
-                if reads {
-                    self.reads = number;
-                }
-                self.credit.used = self.credit.used.wrapping_add(1);
-                Ok(true)
-            }
-            Ok(None) => Ok(false),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
     /// Posts what there is credit and room for.
     fn post_all(&mut self) -> Result<(), String> {
-        if self.greet && self.credit.available() > 0 && self.post_message(&[], None, true)? {
+        if self.greet && self.out.credit.available() > 0 && self.out.message(&[], None, true)? {
             self.greet = false;
         }
-        while self.credit.available() > 1
-            && let Some(item) = self.items.front().copied()
-            && self.post_item(item)?
-        {}
-        if self.credit.untold() >= BUFFERS / 2 && self.credit.available() > 0 {
-            self.post_message(&[], None, true)?;
+        while self.out.credit.available() > 1 && self.post_item()? {}
+        if self.emptied.len() >= QueuePair::REPOSTED {
+            self.out.repost(&mut self.emptied)?;
+        }
+        if self.out.credit.untold() >= BUFFERS / 2 && self.out.credit.available() > 0 {
+            self.out.message(&[], None, true)?;
         }
         Ok(())
     }
 
     /// Requests up to `number` are done.
     fn sent(&mut self, number: u32) {
-        self.pair.done(number);
+        self.out.pair.done(number);
         self.done = number;
     }
 
@@ -598,27 +647,28 @@ impl VerbsLink {
     fn received(&mut self, received: Received, events: &mut Vec<Event>) -> Result<usize, String> {
         // The other side's RTU may be late, or lost.
         self.established = true;
-        self.credit.reposted = self.credit.reposted.wrapping_add(1);
-        let Some(number) = received.immediate else {
-            return self.message(received, events);
+        let taken = match received.immediate {
+            Some(number) => {
+                let (slot, length) = (number >> 16, u64::from(number as u16) * 8);
+                self.arrived(slot, None, length, events)
+                    .map(|()| length as usize)
+            }
+            None => self.message(&received, events),
         };
-        self.pair.repost(received).map_err(|e| e.to_string())?;
-        let (slot, length) = (number >> 16, u64::from(number as u16) * 8);
-        self.arrived(slot, None, length, events)?;
-        Ok(length as usize)
+        self.emptied.push(received);
+        taken
     }
 
     /// The same for a message.
-    fn message(&mut self, received: Received, events: &mut Vec<Event>) -> Result<usize, String> {
+    fn message(&mut self, received: &Received, events: &mut Vec<Event>) -> Result<usize, String> {
         let mut message = [0; MESSAGE];
-        let bytes = self.pair.bytes(&received);
+        let bytes = self.out.pair.bytes(received);
         let length = bytes.len();
         message[..length.min(MESSAGE)].copy_from_slice(&bytes[..length.min(MESSAGE)]);
-        self.pair.repost(received).map_err(|e| e.to_string())?;
         let (credit, header) = message.split_at(CREDIT);
         let credit = credit.try_into().expect("it is so long");
         if length == CREDIT || length == MESSAGE {
-            self.credit.grant(u32::from_le_bytes(credit))?;
+            self.out.credit.grant(u32::from_le_bytes(credit))?;
         }
         match length {
             CREDIT => Ok(length),
@@ -726,6 +776,7 @@ impl Link for VerbsLink {
             epoch,
             key: remote.1,
             next: 0,
+            offset: 0,
             begun: false,
             detached: false,
         };
@@ -826,10 +877,9 @@ impl Link for VerbsLink {
     fn poll(&mut self, budget: usize, events: &mut Vec<Event>) -> bool {
         let mut taken = 0;
         while self.down.is_none() && taken < budget {
-            let mut outcomes = std::mem::take(&mut self.outcomes);
-            let polled = self.queue.poll(|done| outcomes.push(done.outcome));
-            for outcome in outcomes.drain(..) {
-                match outcome {
+            let polled = self.queue.take(&mut self.taken);
+            while let Some(done) = self.queue.next(&mut self.taken) {
+                match done.outcome {
                     _ if self.down.is_some() => {}
                     Outcome::Sent(number) => self.sent(number),
                     Outcome::Received(received) => match self.received(received, events) {
@@ -841,7 +891,6 @@ impl Link for VerbsLink {
                     Outcome::SendsDrained | Outcome::ReceivesDrained => {}
                 }
             }
-            self.outcomes = outcomes;
             match polled {
                 Ok(CompletionQueue::AT_ONCE) => {}
                 Ok(_) => break,
@@ -882,12 +931,12 @@ impl Link for VerbsLink {
         {
             warn!("the peer is not told that an RDMA connection ends: {error}");
         }
-        match self.pair.drain(DRAIN, |_| {}) {
+        match self.out.pair.drain(DRAIN, |_| {}) {
             Ok(true) => {}
             Ok(false) => warn!("the RDMA device has not given everything back within {DRAIN:?}"),
             Err(error) => warn!("an RDMA queue pair is not drained: {error}"),
         }
-        if let Err(error) = self.pair.destroy()
+        if let Err(error) = self.out.pair.destroy()
             && !is_gone(&error)
         {
             // Its peer may go on writing, whatever is resumed: rings would be damaged in silence.

@@ -267,7 +267,7 @@ impl<N: Network> Relay<N> {
         {
             return self.no_memory(p, why, now);
         }
-        self.settle(p, resume.slot);
+        self.settle(index);
         if let Some(control) = self.peers[p].session.take_early(resume.slot) {
             self.remote(p, &control, now);
         }

@@ -2,7 +2,7 @@
 
 use super::peer::{Lost, Peer};
 use super::rings::At;
-use super::{BUDGET, Nanos, Relay, TURN};
+use super::{BUDGET, MUCH, Nanos, Relay, TURN};
 use crate::link::{Event, Link};
 use crate::network::Network;
 use crate::session::Told;
@@ -10,28 +10,47 @@ use crate::wire;
 use tracing::error;
 
 impl<N: Network> Relay<N> {
-    /// Takes what has come over a link. Messages are published at once; everything else that this means is for
-    /// [`Relay::heed`], after what applications answer has gone out.
+    /// Takes what has come over a link. Messages are published at once; for what else this means there is [`Relay::tend`], and
+    /// [`Relay::heed`], after what applications answer has gone out. True if there was anything.
     pub(super) fn poll_link(&mut self, p: usize, now: Nanos) -> bool {
         let peer = &mut self.peers[p];
         let Some(link) = &mut peer.link else {
             return false;
         };
-        let any = link.poll(BUDGET, &mut peer.later);
+        let mut events = std::mem::take(&mut self.events);
+        let any = link.poll(BUDGET, &mut events);
         if any {
-            peer.session.alive(now);
+            peer.session.alive();
         }
-        for event in 0..self.peers[p].later.len() {
-            if let Event::Arrived { slot, to } = self.peers[p].later[event] {
-                self.publish(p, slot, to);
+        // That bytes have gone out, or that the link has ended, is also something to do before a sleep.
+        let any = any || !events.is_empty();
+        for event in events.drain(..) {
+            match event {
+                Event::Arrived { slot, to } => self.publish(p, slot, to, now),
+                Event::SourceDone { slot, to } => {
+                    if let Some(&index) = self.peers[p].out.get(slot as usize)
+                        && let Some(ring) = self.rings.out[index].as_mut()
+                    {
+                        ring.done = ring.done.max(to);
+                        let moved = ring.done.saturating_sub(ring.tended);
+                        let much = moved >= ring.reader.ring().header().capacity / MUCH;
+                        let begins = !std::mem::replace(&mut ring.untended, true);
+                        self.untended.add(At::Out(index), begins, much, now);
+                    }
+                }
+                event => self.peers[p].later.push(event),
             }
         }
-        // That bytes have gone out, or that the link has ended, is also something to heed before a sleep.
-        any || !self.peers[p].later.is_empty()
+        self.events = events; // empty; its room is used again
+        any
     }
 
-    /// Does what the events of the last poll ask for. True if there were any.
+    /// Does what the last poll asks for besides. True if there was anything.
     pub(super) fn heed(&mut self, p: usize, now: Nanos) -> bool {
+        let peer = &self.peers[p];
+        if peer.later.is_empty() && peer.waiting.is_empty() {
+            return false;
+        }
         let mut events = std::mem::take(&mut self.peers[p].later);
         let any = !events.is_empty();
         for event in events.drain(..) {
@@ -39,26 +58,39 @@ impl<N: Network> Relay<N> {
                 break; // one of the events before was its end
             }
             match event {
-                Event::Arrived { slot, .. } => {
-                    if let Some(&index) = self.peers[p].inn.get(&slot) {
-                        self.consumed(index, now);
-                    }
-                }
                 Event::Remote(control) => self.remote(p, &control, now),
-                Event::SourceDone { slot, to } => {
-                    let peer = &self.peers[p];
-                    let index = peer.out.get(slot as usize).copied();
-                    if let Some(ring) = index.and_then(|index| self.rings.out[index].as_mut()) {
-                        ring.done = ring.done.max(to);
-                    }
-                    self.settle(p, slot);
-                }
                 Event::Down(why) => self.link_lost(p, why, now),
+                // Both were taken by the poll.
+                Event::Arrived { .. } | Event::SourceDone { .. } => {}
             }
         }
         self.peers[p].later = events; // empty; its room is used again
         self.send_waiting(p);
         any
+    }
+
+    /// Looks after the rings that have moved, if it is time for it or `at_once`: lets applications and peers have the room. Not with each message,
+    /// for then it would take as long as the message itself.
+    pub(super) fn tend(&mut self, at_once: bool, now: Nanos) {
+        if !self.untended.is_due(now) && !at_once {
+            return;
+        }
+        while let Some(at) = self.untended.next() {
+            match at {
+                At::In(index) => {
+                    if let Some(ring) = self.rings.inn[index].as_mut() {
+                        ring.untended = false;
+                    }
+                    self.consumed(index, now);
+                }
+                At::Out(index) => {
+                    if let Some(ring) = self.rings.out[index].as_mut() {
+                        ring.untended = false;
+                    }
+                    self.settle(index);
+                }
+            }
+        }
     }
 
     /// A link has ended. Why is told by the control connection, if the peer ends it or has died: that is heard first.
@@ -72,7 +104,7 @@ impl<N: Network> Relay<N> {
     }
 
     /// Bytes of an inbound ring are there: publishes what is whole.
-    fn publish(&mut self, p: usize, slot: u32, to: u64) {
+    fn publish(&mut self, p: usize, slot: u32, to: u64, now: Nanos) {
         let Some(&index) = self.peers[p].inn.get(&slot) else {
             return;
         };
@@ -94,6 +126,9 @@ impl<N: Network> Relay<N> {
                 let traffic = &mut self.peers[p].traffic;
                 traffic.received_messages += messages;
                 traffic.received_bytes += bytes;
+                let much = tail.position.saturating_sub(ring.tended) >= ring.capacity / MUCH;
+                let begins = !std::mem::replace(&mut ring.untended, true);
+                self.untended.add(At::In(index), begins, much, now);
             }
             Err(error) => self.reject(index, &error),
         }
@@ -107,6 +142,7 @@ impl<N: Network> Relay<N> {
         let (Some(writer), Some(slot)) = (&mut ring.writer, ring.slot) else {
             return;
         };
+        ring.tended = writer.tail().position;
         let peer = &mut self.peers[ring.peer];
         let mut consumed = writer.consumed();
         if peer.session.is_wanted(slot) {
@@ -157,7 +193,7 @@ impl<N: Network> Relay<N> {
 
     /// The peer tells how far a mirror has come, or wants room.
     pub(super) fn remote(&mut self, p: usize, control: &wire::Control, now: Nanos) {
-        match self.peers[p].session.control(now, control) {
+        match self.peers[p].session.control(control) {
             Err((why, text)) => self.down(p, why, text, now),
             Ok(Told::Nothing) => {}
             Ok(Told::RoomWanted(slot)) => {
@@ -174,20 +210,18 @@ impl<N: Network> Relay<N> {
                 };
                 ring.set_settled(progress.delivered, progress.consumed);
                 ring.reader.set_peer_head(progress.consumed);
-                self.settle(p, control.slot);
+                self.settle(index);
                 self.send_ring(index);
             }
         }
     }
 
     /// Releases what neither the peer nor the link needs any more.
-    pub(super) fn settle(&mut self, p: usize, slot: u32) {
-        let Some(&index) = self.peers[p].out.get(slot as usize) else {
-            return;
-        };
+    pub(super) fn settle(&mut self, index: usize) {
         let Some(ring) = self.rings.out[index].as_mut() else {
             return;
         };
+        ring.tended = ring.done;
         let released = ring.reader.released();
         if ring.settled.min(ring.done) <= released.position {
             return;
@@ -222,6 +256,7 @@ impl<N: Network> Relay<N> {
         peer.send(&frames);
     }
 
+    /// Appends what applications have sent, and notes what they have released. True if there was any news.
     pub(super) fn take_news(&mut self, now: Nanos) -> bool {
         let mut slots = std::mem::take(&mut self.with_news);
         slots.clear();
@@ -232,12 +267,25 @@ impl<N: Network> Relay<N> {
             let mut index = 0;
             while let Some(at) = self.rings.with_news(*slot).get(index).copied() {
                 index += 1;
-                self.look_at(at, now);
+                match at {
+                    At::Out(index) => self.send_ring(index),
+                    At::In(index) => self.note_release(index, now),
+                }
             }
         }
         let any = !slots.is_empty();
         self.with_news = slots; // its room is used again
         any
+    }
+
+    /// There is news of an inbound ring: its peer hears of it in time, or at once if it waits for that.
+    fn note_release(&mut self, index: usize, now: Nanos) {
+        if let Some(ring) = self.rings.inn[index].as_mut() {
+            let session = &self.peers[ring.peer].session;
+            let wanted = ring.slot.is_some_and(|slot| session.is_wanted(slot));
+            let begins = !std::mem::replace(&mut ring.untended, true);
+            self.untended.add(At::In(index), begins, wanted, now);
+        }
     }
 
     pub(super) fn look_at(&mut self, at: At, now: Nanos) {

@@ -20,12 +20,12 @@ pub mod run;
 pub mod status;
 mod trial;
 
-use crate::link::Link;
+use crate::link::{Event, Link};
 use crate::network::Network;
 use crate::session::Nanos;
 use crate::wire::{Goodbye, Refusal};
 use peer::{Greeting, Peer};
-use rings::{At, Rings};
+use rings::{At, Rings, Untended};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use tbus::grm::{Grm, Route};
@@ -39,6 +39,9 @@ const SOON: Nanos = 100_000;
 const BUDGET: usize = 1 << 18;
 /// Bytes of one ring that are appended before the next one's turn.
 const TURN: u64 = 1 << 18;
+/// A ring that has moved is looked after within this time, or when it has moved by this part of its capacity.
+const TEND: Nanos = 100_000;
+const MUCH: u64 = 16;
 /// Between two tenths of the slow look at all rings.
 const SWEEP: Nanos = 100_000_000;
 
@@ -136,6 +139,9 @@ pub struct Relay<N: Network> {
     news: NewsReader,
     /// Whose news were taken last.
     with_news: Vec<u32>,
+    /// Of the poll that is being done.
+    events: Vec<Event>,
+    untended: Untended,
     routes: Box<dyn Routes + Send>,
     network: N,
     peers: Vec<Peer<N>>,
@@ -170,6 +176,8 @@ impl<N: Network> Relay<N> {
             bus,
             news,
             with_news: Vec::new(),
+            events: Vec::new(),
+            untended: Untended::default(),
             routes: Box::new(routes),
             network,
             peers: Vec::new(),
@@ -261,7 +269,8 @@ impl<N: Network> Relay<N> {
                 .all(rings::Inbound::is_running)
     }
 
-    /// One pass over everything that may have something to do; `now` never goes back. True if anything had.
+    /// One pass over everything that may have something to do; `now` never goes back, and may be the time of a few passes before.
+    /// True if anything had.
     pub fn step(&mut self, now: Nanos) -> bool {
         // What applications sent goes out before anything else is looked at; what comes is published and then answered
         // with the next pass, which an application that has read it makes at once.
@@ -275,6 +284,7 @@ impl<N: Network> Relay<N> {
         for p in 0..self.peers.len() {
             busy |= self.poll_link(p, now);
         }
+        self.tend(false, now);
         if now >= self.slow_due {
             let any = self.slow(now);
             self.slow_due = now + if any { SOON } else { SLOW };

@@ -1,7 +1,7 @@
 //! The rings that a relay serves: their handles, who their peer is, and how to find them.
 
+use super::TEND;
 use super::ages::Ages;
-use crate::BySlot;
 use crate::session::Nanos;
 use crate::wire::Open;
 use std::collections::HashMap;
@@ -25,6 +25,10 @@ pub(super) struct Outbound {
     pub until_consumed: bool,
     /// The link reads nothing below this any more.
     pub done: u64,
+    /// What `done` was when the ring was last looked after.
+    pub tended: u64,
+    /// It is in [`Untended`].
+    pub untended: bool,
     /// The peer needs nothing below this any more.
     pub settled: u64,
     /// The peer has published all below this.
@@ -65,6 +69,10 @@ pub(super) struct Inbound {
     pub slot: Option<u32>,
     /// The application has released all below this, when it was last looked at.
     pub consumed: u64,
+    /// The tail when the ring was last looked after.
+    pub tended: u64,
+    /// It is in [`Untended`].
+    pub untended: bool,
     pub ages: Ages,
     /// The tail when `ages` was last told.
     pub noted: u64,
@@ -97,15 +105,46 @@ pub(super) enum At {
     In(usize),
 }
 
+/// Rings that have moved and are still to be looked after.
+#[derive(Debug, Default)]
+pub(super) struct Untended {
+    rings: Vec<At>,
+    due: Nanos,
+}
+
+impl Untended {
+    /// Adds a ring, unless it has been added before (`begins` is false). `at_once`: all of them are due now.
+    pub fn add(&mut self, at: At, begins: bool, at_once: bool, now: Nanos) {
+        if begins {
+            if self.rings.is_empty() {
+                self.due = now + TEND;
+            }
+            self.rings.push(at);
+        }
+        if at_once {
+            self.due = 0;
+        }
+    }
+
+    /// True if they are to be looked after now.
+    pub fn is_due(&self, now: Nanos) -> bool {
+        !self.rings.is_empty() && now >= self.due
+    }
+
+    /// Takes one out.
+    pub fn next(&mut self) -> Option<At> {
+        self.rings.pop()
+    }
+}
+
 /// All of them. An index is never used for another ring: sessions remember it.
 #[derive(Debug, Default)]
 pub(super) struct Rings {
     pub out: Vec<Option<Outbound>>,
     pub inn: Vec<Option<Inbound>>,
     by_ends: HashMap<[Address; 2], At>,
-    by_news: BySlot<Vec<At>>,
-    /// One more than the highest slot with news.
-    news_slots: u32,
+    /// By their slot in the news.
+    by_news: Vec<Vec<At>>,
     /// Of each ring in `out`, and of each in `inn` that is a mirror. Beside each other, for the sweep is over all of them.
     out_glances: Vec<Option<Glance>>,
     inn_glances: Vec<Option<Glance>>,
@@ -113,8 +152,8 @@ pub(super) struct Rings {
     pub sweep_due: Nanos,
 }
 
-fn news_of(ring: &Ring) -> u32 {
-    ring.header().lock_slot % NewsReader::SLOTS
+fn news_of(ring: &Ring) -> usize {
+    (ring.header().lock_slot % NewsReader::SLOTS) as usize
 }
 
 impl Rings {
@@ -124,18 +163,20 @@ impl Rings {
 
     /// Who has news at a lock slot, modulo their number.
     pub fn with_news(&self, slot: u32) -> &[At] {
-        self.by_news.get(&slot).map_or(&[], |all| all)
+        self.by_news.get(slot as usize).map_or(&[], |all| all)
     }
 
     /// All news is of slots below this.
     pub fn news_slots(&self) -> u32 {
-        self.news_slots
+        self.by_news.len() as u32
     }
 
     fn watch(&mut self, ring: &Ring, at: At) {
         let slot = news_of(ring);
-        self.news_slots = self.news_slots.max(slot + 1);
-        let all = self.by_news.entry(slot).or_default();
+        if slot >= self.by_news.len() {
+            self.by_news.resize_with(slot + 1, Vec::new);
+        }
+        let all = &mut self.by_news[slot];
         if !all.contains(&at) {
             all.push(at);
         }
@@ -201,7 +242,7 @@ impl Rings {
                 )
             }
         };
-        if let Some(all) = news.and_then(|news| self.by_news.get_mut(&news)) {
+        if let Some(all) = news.and_then(|news| self.by_news.get_mut(news)) {
             all.retain(|other| *other != at);
         }
         if self.by_ends.get(&ends) == Some(&at) {

@@ -17,11 +17,23 @@ const SOON: Nanos = 1_000_000;
 
 /// Time since it was made.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Instant);
+pub struct Clock {
+    begun: Instant,
+    /// What it was read as last, and for how many calls that still does.
+    last: Nanos,
+    left: u32,
+}
+
+/// A pass that finds nothing takes about as long as reading the clock.
+const PASSES: u32 = 8;
 
 impl Default for Clock {
     fn default() -> Clock {
-        Clock(Instant::now())
+        Clock {
+            begun: Instant::now(),
+            last: 0,
+            left: 0,
+        }
     }
 }
 
@@ -29,7 +41,22 @@ impl Clock {
     /// The time now.
     #[inline]
     pub fn now(&self) -> Nanos {
-        self.0.elapsed().as_nanos() as Nanos
+        self.begun.elapsed().as_nanos() as Nanos
+    }
+
+    /// The time now, or of one of the last few calls: for each pass of a loop that polls.
+    #[inline]
+    pub fn lately(&mut self) -> Nanos {
+        match self.left.checked_sub(1) {
+            Some(left) => self.left = left,
+            None => (self.last, self.left) = (self.now(), PASSES - 1),
+        }
+        self.last
+    }
+
+    /// Time has passed: the next call reads the clock.
+    fn expire(&mut self) {
+        self.left = 0;
     }
 }
 
@@ -49,15 +76,15 @@ impl Relay<TcpNetwork> {
     /// millisecond unless it is in a hurry. `spin`: how long to poll after the last thing that happened before sleeping.
     pub fn run(
         &mut self,
-        clock: Clock,
+        mut clock: Clock,
         spin: Duration,
         mut attend: impl FnMut(&mut Self, Nanos) -> Next,
     ) {
         let spin = spin.as_nanos() as Nanos;
-        let mut last = clock.now();
+        let mut last = clock.lately();
         let mut attend_due = 0;
         loop {
-            let now = clock.now();
+            let now = clock.lately();
             if now >= attend_due {
                 match attend(self, now) {
                     Next::GoOn => attend_due = now + 1_000_000,
@@ -65,11 +92,13 @@ impl Relay<TcpNetwork> {
                     Next::Hurry => (attend_due, last) = (now, now),
                     Next::End => return,
                 }
+                clock.expire();
             }
             if self.step(now) {
                 last = now;
             } else if now - last > spin {
-                self.sleep(now);
+                self.sleep(clock.now());
+                clock.expire();
             }
         }
     }
@@ -77,6 +106,7 @@ impl Relay<TcpNetwork> {
     /// Waits until something may have happened, at most 100 ms.
     pub fn sleep(&mut self, now: Nanos) {
         let mut until = now + tbus::LONGEST_SLEEP.as_nanos() as Nanos;
+        self.tend(true, now);
         for p in 0..self.peers.len() {
             self.flush(p, now);
             let peer = &self.peers[p];
