@@ -22,12 +22,11 @@ pub mod relay;
 pub mod session;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod slots;
 pub mod tcp_network;
 pub mod tls;
 mod ucx_network;
 mod verbs_network;
 pub mod wire;
 
-/// By the numbers that a peer gives its rings. They may be any, so a table of its own size is no choice; and they are looked up
-/// several times a message, so the hash is a fast one.
-pub(crate) type BySlot<T> = std::collections::HashMap<u32, T, foldhash::fast::RandomState>;
+pub(crate) use slots::BySlot;

@@ -725,14 +725,10 @@ impl Session {
     }
 
     /// When the next acknowledgement will have waited for `patience`.
+    #[inline]
     pub fn ack_due(&self, patience: Nanos) -> Option<Nanos> {
         let &(since, _) = self.acks.front()?;
         Some(if since == 0 { 0 } else { since + patience })
-    }
-
-    /// True if acknowledgements wait.
-    pub fn has_acks(&self) -> bool {
-        !self.acks.is_empty()
     }
 
     /// Bytes came over the link: a sign of life, whatever they are.
@@ -813,6 +809,6 @@ mod tests {
         };
         assert_eq!((opened as usize, end.0), (SLOTS, Goodbye::Violation));
         session.down();
-        assert!(session.incoming.is_empty());
+        assert!(session.incoming.len() == 0);
     }
 }

@@ -264,7 +264,8 @@ impl TcpLink {
         let behind = got - CHUNK_HEADER - in_ring;
         if landed < in_ring || behind > 0 {
             self.surplus.resize(in_ring - landed, 0);
-            if let Some(region) = &self.mirrors[&slot].region {
+            let mirror = self.mirrors.get(&slot);
+            if let Some(region) = mirror.and_then(|mirror| mirror.region.as_ref()) {
                 copy_out(region, position + landed as u64, &mut self.surplus);
             }
             self.surplus.extend_from_slice(&self.behind[..behind]);

@@ -15,9 +15,9 @@
 mod inlet;
 
 use super::{Event, Link, Quiesced, Remote};
-use crate::BySlot;
 use crate::link::verbs::{DETACHED, Mirrored, STANDSTILL, Standstill};
 use crate::session::{ACK_DELAY_RDMA, Nanos};
+use crate::slots::Hashed as BySlot;
 use crate::wire::{Chunk, Control, Data, MAX_CHUNK};
 pub(crate) use inlet::{Hub, Line};
 use inlet::{Mirror, PeerKey};

@@ -556,6 +556,17 @@ impl VerbsLink {
             }
             None => return Ok(false),
         };
+        let to_here = self.post_piece(slot, from, to, last)?;
+        match self.items.front_mut() {
+            Some(Item::Data { from, to, .. }) if to_here < *to => *from = to_here,
+            _ => drop(self.items.pop_front()),
+        }
+        Ok(to_here > from)
+    }
+
+    /// Posts [from, to) of a ring, or the first piece of it: up to where. To nowhere, if there is no room.
+    #[inline]
+    fn post_piece(&mut self, slot: u32, from: u64, to: u64, last: bool) -> Result<u64, String> {
         let Some(Some(source)) = self.sources.get_mut(slot as usize) else {
             return Err(format!("slot {slot} was detached with bytes under way"));
         };
@@ -576,7 +587,7 @@ impl VerbsLink {
         };
         let to_here = from + length;
         if !(self.out).piece(source, data, by_number, last && to_here == to)? {
-            return Ok(false);
+            return Ok(from);
         }
         source.begun = true;
         source.offset += length;
@@ -589,11 +600,19 @@ impl VerbsLink {
             to: to_here,
             length,
         });
-        match self.items.front_mut() {
-            Some(Item::Data { from, to, .. }) if to_here < *to => *from = to_here,
-            _ => drop(self.items.pop_front()),
+        Ok(to_here)
+    }
+
+    /// Posts at once what was accepted while nothing else waits. Up to where.
+    #[inline]
+    fn post_now(&mut self, slot: u32, from: u64, to: u64) -> u64 {
+        if !self.items.is_empty() || !self.established || self.out.credit.available() <= 1 {
+            return from;
         }
-        Ok(true)
+        self.post_piece(slot, from, to, true).unwrap_or_else(|why| {
+            self.fail(why);
+            from
+        })
     }
 
     /// Posts what there is credit and room for.
@@ -850,6 +869,10 @@ impl Link for VerbsLink {
         debug_assert!(!source.detached);
         source.next = to;
         self.under_way += to - from;
+        let from = self.post_now(slot, from, to);
+        if from == to {
+            return true;
+        }
         match self.items.back_mut() {
             Some(Item::Data {
                 slot: last,
@@ -943,7 +966,7 @@ impl Link for VerbsLink {
             error!("an RDMA queue pair cannot be destroyed, so this process ends: {error}");
             std::process::abort();
         }
-        for (slot, mirror) in self.mirrors {
+        for (slot, mirror) in self.mirrors.into_all() {
             let ended = mirror.region.map(rdma::Region::deregister);
             if let Some(Err(error)) = ended
                 && !is_gone(&error)

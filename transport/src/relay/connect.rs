@@ -360,7 +360,7 @@ impl<N: Network> Relay<N> {
                 ring.waiting = false;
             }
         }
-        for (_, index) in std::mem::take(&mut self.peers[p].inn) {
+        for (_, index) in std::mem::take(&mut self.peers[p].inn).into_all() {
             if let Some(ring) = self.rings.inn[index].as_mut() {
                 ring.slot = None;
             }

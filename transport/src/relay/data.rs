@@ -365,8 +365,8 @@ impl<N: Network> Relay<N> {
         else {
             return;
         };
-        if session.has_acks() {
-            let patience = link.patience();
+        let patience = link.patience();
+        if session.ack_due(patience).is_some_and(|due| due <= now) {
             while let Some(control) = session.next_ack(now, patience) {
                 link.control(control);
             }

@@ -277,11 +277,7 @@ impl<N: Network> Relay<N> {
         let mut busy = self.take_news(now);
         for p in 0..self.peers.len() {
             self.flush(p, now);
-        }
-        for p in 0..self.peers.len() {
             busy |= self.heed(p, now);
-        }
-        for p in 0..self.peers.len() {
             busy |= self.poll_link(p, now);
         }
         self.tend(false, now);

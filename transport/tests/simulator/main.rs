@@ -17,8 +17,12 @@ mod sim;
 mod trace;
 
 use sim::{Sim, Stats};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 use tbus_transport::sim::Counts;
+
+/// Set in processes that run a part of the seeds.
+const PART: &str = "TBUS_SIM_PART";
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -38,7 +42,7 @@ fn seed(seed: u64, sum: &mut Sum) -> Result<(), String> {
 
 /// Totals of all seeds.
 #[derive(Default)]
-struct Sum(Vec<(&'static str, u64)>);
+struct Sum(Vec<(String, u64)>);
 
 impl Sum {
     fn add(&mut self, s: &Stats, c: &Counts) {
@@ -73,14 +77,24 @@ impl Sum {
             ("messages seen again", s.redelivered),
             ("steps", s.steps),
         ];
+        self.merge(all.map(|(name, count)| (name.to_string(), count)).into());
+    }
+
+    fn merge(&mut self, more: Vec<(String, u64)>) {
         match self.0.is_empty() {
-            true => self.0 = all.to_vec(),
-            false => self
-                .0
-                .iter_mut()
-                .zip(all)
-                .for_each(|(sum, more)| sum.1 += more.1),
+            true => self.0 = more,
+            false => (self.0.iter_mut().zip(more)).for_each(|(sum, more)| sum.1 += more.1),
         }
+    }
+
+    /// As it is printed, a line each.
+    fn parse(text: &str) -> Option<Vec<(String, u64)>> {
+        let line = |line: &str| {
+            let (count, name) = line.trim().split_once(' ')?;
+            Some((name.to_string(), count.parse().ok()?))
+        };
+        let all: Option<Vec<_>> = text.trim().lines().map(line).collect();
+        all.filter(|all| !all.is_empty())
     }
 }
 
@@ -95,6 +109,9 @@ fn main() {
     trace::install();
     let loud = number("TBUS_SIM_TRACE").is_some_and(|n| n > 0);
     trace::set_loud(loud);
+    if let Ok(bounds) = std::env::var(PART) {
+        return run_part(&bounds);
+    }
     let one = number("TBUS_SIM_SEED");
     let first = one.unwrap_or(0);
     let count = if one.is_some() {
@@ -163,16 +180,45 @@ fn lies() -> Result<(), String> {
     Ok(())
 }
 
-/// Runs seeds; the first failures are told.
+/// Runs seeds, a part of them in a process for each processor: threads would wait for each other to map and unmap rings.
 fn seeds(first: u64, count: u64, sum: &mut Sum) -> Result<(), String> {
+    let parts = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    if count < 10 * parts {
+        return part(first, 1, first + count, sum);
+    }
+    let start = |n: u64| {
+        let bounds = format!("{} {parts} {}", first + n, first + count);
+        let program = std::env::current_exe()?;
+        let mut command = Command::new(program);
+        command.env(PART, bounds).stdout(Stdio::piped()).spawn()
+    };
+    let running: Result<Vec<_>, _> = (0..parts).map(start).collect();
+    let mut failed = 0;
+    for child in running.map_err(|e| format!("the simulator does not start itself: {e}"))? {
+        let output = child.wait_with_output().map_err(|e| e.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (told, totals) = text.rsplit_once(PART).unwrap_or((&text, ""));
+        print!("{told}");
+        match Sum::parse(totals) {
+            Some(totals) if output.status.success() => sum.merge(totals),
+            _ => failed += 1,
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        n => Err(format!("{n} of {parts} processes have seeds that failed")),
+    }
+}
+
+/// Each `step`th seed; the first failures are told.
+fn part(first: u64, step: u64, end: u64, sum: &mut Sum) -> Result<(), String> {
     let most = number("TBUS_SIM_FAILURES").unwrap_or(1);
     let mut failed = 0;
-    for n in first..first + count {
+    for n in (first..end).step_by(step as usize) {
         if let Err(why) = seed(n, sum) {
             failed += 1;
-            println!("seed {n}: {why}");
             println!(
-                "TBUS_SIM_SEED={n} TBUS_SIM_TRACE=1 cargo test --release -p tbus-transport --test simulator\n"
+                "seed {n}: {why}\nTBUS_SIM_SEED={n} TBUS_SIM_TRACE=1 cargo test --release -p tbus-transport --test simulator\n"
             );
             if failed >= most {
                 break;
@@ -183,6 +229,18 @@ fn seeds(first: u64, count: u64, sum: &mut Sum) -> Result<(), String> {
         0 => Ok(()),
         n => Err(format!("{n} seeds failed")),
     }
+}
+
+/// The part that a process of [`seeds`] is to run: its first seed, step and end. Ends with the totals, behind the same word.
+fn run_part(bounds: &str) {
+    let bounds: Vec<u64> = bounds.split(' ').flat_map(str::parse).collect();
+    let mut sum = Sum::default();
+    let done = part(bounds[0], bounds[1], bounds[2], &mut sum);
+    println!("{PART}");
+    sum.0
+        .iter()
+        .for_each(|(name, count)| println!("{count} {name}"));
+    std::process::exit(done.is_err().into());
 }
 
 /// Results as cargo's test runners print them.

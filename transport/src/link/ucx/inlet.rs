@@ -1,8 +1,8 @@
 //! What comes over UCX: one worker moves all links of a relay along, and what it brings is sorted here by who sent it.
 
 use super::super::Event;
-use crate::BySlot;
 use crate::link::socket::copy_in;
+use crate::slots::Hashed as BySlot;
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, MAX_CHUNK, Token};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
