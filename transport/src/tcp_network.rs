@@ -508,7 +508,7 @@ impl Network for TcpNetwork {
         let (is, ip) = match link {
             Arrived::Tcp(link) => return tcp_belongs(link, control, transport),
             Arrived::Verbs(request) => (TRANSPORT_VERBS, request.peer_ip()),
-            Arrived::Ucx(request) => (TRANSPORT_UCX, request.peer_ip()),
+            Arrived::Ucx(request) => (TRANSPORT_UCX, Some(request.peer_ip())),
         };
         if is != transport {
             return Err(format!("the link is {}, which was not offered", word(is)));
@@ -654,6 +654,15 @@ impl Network for TcpNetwork {
             (Some(verbs), _, TRANSPORT_VERBS) => verbs.port(),
             (_, Some(ucx), TRANSPORT_UCX) => ucx.port(),
             _ => 0,
+        }
+    }
+
+    fn expect(&mut self, control: &TcpControl, transport: u8, token: Token) {
+        if transport == TRANSPORT_UCX
+            && let Some(ucx) = &mut self.ucx
+            && let Some(peer) = control.socket().and_then(|socket| socket.peer().ok())
+        {
+            ucx.expect(peer.ip(), token);
         }
     }
 
