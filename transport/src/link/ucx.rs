@@ -601,7 +601,7 @@ impl Link for UcxLink {
     }
 
     fn quiesce(self) -> Quiesced {
-        let hub = self.line.hub.clone();
+        let (hub, own) = (self.line.hub.clone(), self.line.endpoint.key());
         // What comes from now on is nobody's, and the endpoint is closed.
         drop((self.line, self.flying, self.flushes));
         for (slot, memory) in self.memories {
@@ -614,9 +614,9 @@ impl Link for UcxLink {
                 std::process::abort();
             }
         }
-        // So that the peer need not find out by silence.
+        // So that the peer need not find out by silence. What is left of other links ends when it does: they are no matter here.
         let begun = Instant::now();
-        while hub.worker.is_ending() && begun.elapsed() < DRAIN {
+        while hub.worker.is_ending(own) && begun.elapsed() < DRAIN {
             hub.progress();
         }
         Quiesced::ended()

@@ -201,11 +201,12 @@ impl Endpoint {
             memory: Some(memory.0.clone()),
             ..Keeps::default()
         };
-        Operation::new(CALL, &self.worker, result, keeps)
+        Operation::new(CALL, Some(self.key()), &self.worker, result, keeps)
     }
 
     /// Is done when all that was put before is written.
     pub fn flush(&self) -> Result<Operation> {
+        const CALL: &str = "ucp_ep_flush_nbx";
         // SAFETY: all zeros is valid: null pointers.
         let params: ucp_request_param_t = unsafe { std::mem::zeroed() };
         let calls = self.worker.lock();
@@ -217,7 +218,13 @@ impl Endpoint {
                 .ucp_ep_flush_nbx(self.raw.as_ptr(), &raw const params)
         };
         drop(calls);
-        Operation::new("ucp_ep_flush_nbx", &self.worker, result, Keeps::default())
+        Operation::new(
+            CALL,
+            Some(self.key()),
+            &self.worker,
+            result,
+            Keeps::default(),
+        )
     }
 
     /// Sends a message. That it is done says that its body is read.
@@ -257,7 +264,7 @@ impl Endpoint {
             )
         };
         drop(calls);
-        Operation::new(CALL, &self.worker, result, keeps)
+        Operation::new(CALL, Some(self.key()), &self.worker, result, keeps)
     }
 
     /// What carries it, once it is connected, as in `rc_verbs/rxe0:1`: transport, device and port, once each. An error if that is
@@ -315,6 +322,7 @@ impl Drop for Endpoint {
         locked(&self.worker.told.failures).retain(|(key, _)| *key != self.key());
         let is_request = !(-100..=0).contains(&(result.addr() as isize));
         self.worker.leave(Left {
+            of: Some(self.key()),
             request: NonNull::new(result).filter(|_| is_request),
             keys: std::mem::take(&mut locked(&self.keys)),
             ..Left::default()

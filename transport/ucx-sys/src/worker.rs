@@ -56,6 +56,8 @@ struct Turn<'a> {
 
 #[derive(Debug, Default)]
 pub(crate) struct Left {
+    /// Whose it is, if an endpoint's.
+    pub of: Option<Key>,
     pub request: Option<NonNull<c_void>>,
     #[expect(dead_code, reason = "kept, not read")]
     pub keeps: Keeps,
@@ -260,9 +262,12 @@ impl Worker {
         progressed
     }
 
-    /// True if UCX is not done yet with what was dropped: connections that end, and what was under way on them.
-    pub fn is_ending(&self) -> bool {
-        !locked(&self.0.left).is_empty()
+    /// True if UCX is not done yet with an endpoint that was dropped, or with what was under way on it. What is left of others does
+    /// not count.
+    pub fn is_ending(&self, endpoint: Key) -> bool {
+        locked(&self.0.left)
+            .iter()
+            .any(|left| left.of == Some(endpoint))
     }
 
     /// Makes the [descriptor](Worker::fd) tell of what comes from now on. False if there is something already: call
@@ -383,7 +388,7 @@ impl Announced {
             memory: Some(memory.0.clone()),
             ..Keeps::default()
         };
-        Operation::new(CALL, &worker, result, keeps)
+        Operation::new(CALL, None, &worker, result, keeps)
     }
 }
 
@@ -405,6 +410,7 @@ enum State {
     Done,
     UnderWay {
         call: &'static str,
+        of: Option<Key>,
         worker: Arc<Inner>,
         request: NonNull<c_void>,
         keeps: Keeps,
@@ -415,9 +421,10 @@ enum State {
 unsafe impl Send for Operation {}
 
 impl Operation {
-    /// Of what a call has returned.
+    /// Of what a call has returned, for an endpoint if it is one's.
     pub(crate) fn new(
         call: &'static str,
+        of: Option<Key>,
         worker: &Arc<Inner>,
         result: ucs_status_ptr_t,
         keeps: Keeps,
@@ -433,6 +440,7 @@ impl Operation {
             )),
             Some(request) => Ok(Operation(State::UnderWay {
                 call,
+                of,
                 worker: worker.clone(),
                 request,
                 keeps,
@@ -489,6 +497,7 @@ impl Operation {
 impl Drop for Operation {
     fn drop(&mut self) {
         if let State::UnderWay {
+            of,
             worker,
             request,
             keeps,
@@ -496,6 +505,7 @@ impl Drop for Operation {
         } = &mut self.0
         {
             worker.leave(Left {
+                of: *of,
                 request: Some(*request),
                 keeps: std::mem::take(keeps),
                 ..Left::default()

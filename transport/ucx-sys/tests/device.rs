@@ -74,17 +74,22 @@ impl Ends {
         }
     }
 
-    fn connected() -> Ends {
-        let mut ends = Ends::apart();
-        let listener = Listener::new(&ends.workers[0], address(0)).unwrap();
+    /// Another connection between the two.
+    fn pair(&mut self) -> [Endpoint; 2] {
+        let listener = Listener::new(&self.workers[0], address(0)).unwrap();
         let to = address(listener.port().unwrap());
-        ends.endpoints[1] = Some(Endpoint::connect(&ends.workers[1], to).unwrap());
+        let asking = Endpoint::connect(&self.workers[1], to).unwrap();
         let mut request = None;
-        ends.until(|_| {
+        self.until(|_| {
             request = listener.request();
             request.is_some()
         });
-        ends.endpoints[0] = Some(request.unwrap().accept().unwrap());
+        [request.unwrap().accept().unwrap(), asking]
+    }
+
+    fn connected() -> Ends {
+        let mut ends = Ends::apart();
+        ends.endpoints = ends.pair().map(Some);
         for end in [0, 1] {
             let hello = ends.end(end).send(b"hello", Body::None, How::Eager);
             ends.done(hello.unwrap()).unwrap();
@@ -305,4 +310,30 @@ fn the_end_of_one_side_and_a_refusal_are_told() {
     let asking = Endpoint::connect(&ends.workers[1], to).unwrap();
     ends.until(|ends| !ends.failures[1].is_empty());
     assert_eq!(ends.failures[1][0].0, asking.key());
+}
+
+/// Of two connections of one worker the one ends while UCX cannot be done with the other.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn an_end_is_told_from_another_connections() {
+    let mut ends = Ends::connected();
+    let lasting = ends.end(0).key();
+    let source = Ring::new().map(&ends.context);
+    // Nobody fetches it.
+    let body = Body::Memory(&source, (0, LENGTH));
+    let sent = ends.end(0).send(b"long", body, How::Announced).unwrap();
+    let (_, _, announced) = ends.next(1);
+    assert!(!sent.is_done());
+    drop(sent);
+    assert!(ends.workers[0].is_ending(lasting));
+
+    let [one, other] = ends.pair();
+    let ending = one.key();
+    assert!(!ends.workers[0].is_ending(ending));
+    drop((one, other));
+    assert!(ends.workers[0].is_ending(ending));
+    ends.until(|ends| !ends.workers[0].is_ending(ending));
+    assert!(ends.workers[0].is_ending(lasting));
+    drop(announced);
+    ends.until(|ends| !ends.workers[0].is_ending(lasting));
 }
