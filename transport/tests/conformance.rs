@@ -828,6 +828,61 @@ macro_rules! give_back {
 give_back!(verbs_memory, Verbs);
 give_back!(ucx_memory, UcxPuts);
 
+/// Rings are replaced one by the other, under one link.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn ucx_keys_of_rings_that_are_replaced_are_given_back() {
+    let mut bench = Bench::<UcxPuts>::new("keys");
+    let keys = |bench: &mut Bench<UcxPuts>| match bench.link(0) {
+        AnyLink::Ucx(link) => link.keys(),
+        other => panic!("{other:?}"),
+    };
+    bench.fill(0, 0, 512);
+    for slot in 0..50 {
+        let (source, mirror) = (bench.source(0), bench.mirror(0));
+        let attached = bench
+            .link(1)
+            .attach_mirror(slot, mirror, EPOCH, 0, CAPACITY);
+        let remote = attached.unwrap();
+        until("the key", || {
+            assert_eq!(bench.go(), []);
+            (keys(&mut bench) == (0, 1)).then_some(())
+        });
+        let attached = bench.link(0).attach_source(slot, source, EPOCH, remote);
+        attached.unwrap();
+        assert_eq!(keys(&mut bench), (1, 0));
+        if slot % 2 == 0 {
+            assert!(bench.link(0).append(slot, 0, 512));
+            let heard = until("the bytes", || {
+                let heard = bench.go();
+                (!heard.is_empty()).then_some(heard)
+            });
+            assert_eq!(heard, [Event::Arrived { slot, to: 512 }]);
+        }
+        bench.link(0).detach_source(slot);
+        bench.link(1).detach_mirror(slot);
+        until("the end of the key", || {
+            assert_eq!(bench.go(), []);
+            (keys(&mut bench) == (0, 0)).then_some(())
+        });
+    }
+    // A ring that is over before its key is there.
+    bench.link(0).detach_source(50);
+    for slot in 50..52 {
+        let mirror = bench.mirror(0);
+        let attached = bench
+            .link(1)
+            .attach_mirror(slot, mirror, EPOCH, 0, CAPACITY);
+        attached.unwrap();
+    }
+    until("the other key", || {
+        assert_eq!(bench.go(), []);
+        (keys(&mut bench).1 > 0).then_some(())
+    });
+    (0..100).for_each(|_| drop(bench.go()));
+    assert_eq!(keys(&mut bench), (0, 1));
+}
+
 /// Who knows a token, and asks from another host than the one that it was given to.
 #[test]
 #[ignore = "needs an RDMA device: ci/rxe run"]
