@@ -127,6 +127,9 @@ pub trait Network {
         0
     }
 
+    /// A link is offered over `control`: whoever is to make it comes from there, and shows this token.
+    fn expect(&mut self, _control: &Self::Control, _transport: u8, _token: Token) {}
+
     /// Nobody waits any more for the link that was to be made with this token.
     fn give_up(&mut self, _token: Token) {}
 

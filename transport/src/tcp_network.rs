@@ -27,6 +27,8 @@ const READ: usize = 1 << 10;
 const READS: usize = 16;
 /// Links that are turned away are told of as often.
 const TOLD: Duration = Duration::from_secs(1);
+/// UCX is waited for so long by a relay that has no connection yet; less than those wait that greet it.
+const UCX_AT_FIRST: Duration = Duration::from_millis(1500);
 
 /// A control connection.
 #[derive(Debug)]
@@ -212,6 +214,10 @@ pub struct TcpNetwork {
     ucx: Option<UcxDoor>,
     /// It is wanted, and there is none now.
     ucx_seeker: Option<Seeker<ucx_network::Found>>,
+    /// Opens it.
+    ucx_opens: fn(IpAddr) -> Result<ucx_network::Found, String>,
+    /// There was no connection yet, so nobody waits for anything.
+    is_new: bool,
     /// When it was last said that a link was turned away.
     turned_away: Option<Instant>,
 }
@@ -253,6 +259,8 @@ impl TcpNetwork {
             seeker: None,
             ucx: None,
             ucx_seeker: None,
+            ucx_opens: UcxDoor::open,
+            is_new: true,
             turned_away: None,
         })
     }
@@ -268,14 +276,27 @@ impl TcpNetwork {
         Ok(devices)
     }
 
-    /// The same with UCX: its version, and the names of the devices.
+    /// The same with UCX: its version, and the names of the devices. A relay does so by itself where a route names UCX, and without
+    /// waiting for it.
     pub fn open_ucx(&mut self) -> Result<(String, Vec<String>), String> {
         let ip = self.local[0].ip();
-        let found = UcxDoor::open(ip);
+        let found = (self.ucx_opens)(ip);
         let (door, version, devices) =
-            found.inspect_err(|_| self.ucx_seeker = Some(Seeker::new(ip, UcxDoor::open)))?;
+            found.inspect_err(|_| self.ucx_seeker = Some(Seeker::new(ip, self.ucx_opens)))?;
         self.ucx = Some(door);
         Ok((version, devices))
+    }
+
+    /// UCX was looked for.
+    fn take_ucx(&mut self, found: Result<ucx_network::Found, String>) {
+        match found {
+            Ok((door, version, devices)) => {
+                let devices = devices.join(", ");
+                info!(version, devices, "UCX is offered from now on");
+                (self.ucx, self.ucx_seeker) = (Some(door), None);
+            }
+            Err(why) => info!("UCX is {why}"),
+        }
     }
 
     /// Devices come and go.
@@ -287,17 +308,15 @@ impl TcpNetwork {
             self.seeker = Some(Seeker::of_gone(ip, VerbsDoor::open));
             // It knows the devices of its beginning, and keeps them.
             if self.ucx.take().is_some() {
-                self.ucx_seeker = Some(Seeker::of_gone(ip, UcxDoor::open));
+                self.ucx_seeker = Some(Seeker::of_gone(ip, self.ucx_opens));
             }
         }
-        if let Some((door, devices)) = self.seeker.as_mut().and_then(Seeker::look) {
+        if let Some(Ok((door, devices))) = self.seeker.as_mut().and_then(Seeker::look) {
             info!(devices = devices.join(", "), "RDMA is offered from now on");
             (self.verbs, self.seeker) = (Some(door), None);
         }
-        if let Some((door, version, devices)) = self.ucx_seeker.as_mut().and_then(Seeker::look) {
-            let devices = devices.join(", ");
-            info!(version, devices, "UCX is offered from now on");
-            (self.ucx, self.ucx_seeker) = (Some(door), None);
+        if let Some(found) = self.ucx_seeker.as_mut().and_then(Seeker::look) {
+            self.take_ucx(found);
         }
     }
 
@@ -471,11 +490,13 @@ impl Network for TcpNetwork {
     fn want(&mut self, transport: Transport) {
         // It takes memory and threads of its own accord, so only where it is asked for.
         if transport == Transport::Ucx && self.ucx.is_none() && self.ucx_seeker.is_none() {
-            match self.open_ucx() {
-                Ok((version, devices)) => {
-                    info!(version, devices = devices.join(", "), "UCX is offered");
-                }
-                Err(why) => info!("UCX is {why}"),
+            let ip = self.local[0].ip();
+            let seeker = self.ucx_seeker.insert(Seeker::at_once(ip, self.ucx_opens));
+            // What comes late is tried beside what serves, and then the relays connect anew: a relay that begins spares itself that.
+            if self.is_new
+                && let Some(found) = seeker.wait(UCX_AT_FIRST)
+            {
+                self.take_ucx(found);
             }
         }
     }
@@ -508,7 +529,7 @@ impl Network for TcpNetwork {
         let (is, ip) = match link {
             Arrived::Tcp(link) => return tcp_belongs(link, control, transport),
             Arrived::Verbs(request) => (TRANSPORT_VERBS, request.peer_ip()),
-            Arrived::Ucx(request) => (TRANSPORT_UCX, request.peer_ip()),
+            Arrived::Ucx(request) => (TRANSPORT_UCX, Some(request.peer_ip())),
         };
         if is != transport {
             return Err(format!("the link is {}, which was not offered", word(is)));
@@ -561,6 +582,7 @@ impl Network for TcpNetwork {
     }
 
     fn dial(&mut self, endpoint: &RelayEndpoint) -> TcpControl {
+        self.is_new = false;
         let credentials = self.credentials();
         let state = match endpoint.host.parse::<IpAddr>() {
             Ok(ip) => {
@@ -593,7 +615,9 @@ impl Network for TcpNetwork {
 
     fn accept(&mut self) -> Option<TcpControl> {
         self.look();
-        self.controls.pop_front()
+        let control = self.controls.pop_front()?;
+        self.is_new = false;
+        Some(control)
     }
 
     fn connect_link(
@@ -657,6 +681,15 @@ impl Network for TcpNetwork {
         }
     }
 
+    fn expect(&mut self, control: &TcpControl, transport: u8, token: Token) {
+        if transport == TRANSPORT_UCX
+            && let Some(ucx) = &mut self.ucx
+            && let Some(peer) = control.socket().and_then(|socket| socket.peer().ok())
+        {
+            ucx.expect(peer.ip(), token);
+        }
+    }
+
     fn accept_link(&mut self) -> Option<(Token, Arrived)> {
         if let Some((token, link)) = self.links.pop_front() {
             return Some((token, Arrived::Tcp(Box::new(link))));
@@ -696,4 +729,53 @@ impl Network for TcpNetwork {
 /// True if a socket can be bound to `ip` here.
 fn is_of_this_host(ip: IpAddr) -> bool {
     std::net::UdpSocket::bind((ip, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slow(_: IpAddr) -> Result<ucx_network::Found, String> {
+        std::thread::sleep(3 * UCX_AT_FIRST);
+        Err("unavailable: it was only looked for".into())
+    }
+
+    #[test]
+    fn ucx_is_not_waited_for_but_at_first_and_not_for_long() {
+        let listen = || {
+            let mut network = TcpNetwork::listen("127.0.0.1:0".parse().unwrap(), &[]).unwrap();
+            network.ucx_opens = slow;
+            network
+        };
+        let want = |network: &mut TcpNetwork| {
+            let begun = Instant::now();
+            network.want(Transport::Ucx);
+            assert_eq!(network.transports(), u64::from(TRANSPORT_TCP));
+            assert!(network.ucx_seeker.is_some());
+            begun.elapsed()
+        };
+        let mut network = listen();
+        let first = want(&mut network);
+        assert!(
+            first >= UCX_AT_FIRST && first < 2 * UCX_AT_FIRST,
+            "{first:?}"
+        );
+        // Each route that names it wants it.
+        let again = want(&mut network);
+        assert!(again < UCX_AT_FIRST / 2, "{again:?}");
+
+        // With a peer, whose messages are not to wait.
+        let (mut network, other) = (listen(), listen());
+        let address = other.address();
+        let endpoint = RelayEndpoint {
+            host: address.ip().to_string(),
+            port: address.port(),
+        };
+        let _control = network.dial(&endpoint);
+        let time = want(&mut network);
+        assert!(time < UCX_AT_FIRST / 2, "{time:?}");
+        // And not given up.
+        network.look_for_devices();
+        assert!(network.ucx_seeker.is_some());
+    }
 }

@@ -1,7 +1,9 @@
 //! How links over UCX are made: who listens, who asks and is asked.
 //!
-//! UCX tells nothing with a connection but where it comes from. So whoever asks is let in, some at a time, and is to show its token
-//! with its first message, within [`ESTABLISHED`]; who does not, or sends anything else, is out again.
+//! UCX tells nothing with a connection but where it comes from. So who asks from a host that a link is offered to is let in, and is to
+//! show its token with its first message, within [`ESTABLISHED`]; who does not, or sends anything else, is out again, and all others
+//! are refused. What strangers can have: [`STRANGERS`] places more than links are offered. When all are taken, whoever is there longest
+//! of the host with the most beyond what it was offered makes room: a crowd of one host does not keep another out.
 
 use crate::link::ucx::{Hub, Line, UcxLink};
 use crate::verbs_network::devices_at;
@@ -18,8 +20,12 @@ use tracing::{debug, info};
 const LOOK: Duration = Duration::from_millis(1);
 /// Who is let in or asks to be is heard within this time. A packet of the connection manager that is lost is sent again after 4 s.
 const ESTABLISHED: Duration = Duration::from_secs(8);
-/// So many are let in at a time that have not shown a token: anybody may ask, and each takes memory of the device.
+/// So many more are let in at a time that have not shown a token than were offered a link: each takes memory of the device.
 const STRANGERS: usize = 16;
+/// Requests that are answered at one look: anybody can make some, and each takes time of who moves data.
+const TURN: u32 = 4;
+/// Who is offered a link has asked for it within this time, or the relay has given it up.
+const OFFERED: Duration = Duration::from_secs(15);
 
 /// Who listens, which UCX it is, and the names of the devices.
 pub(crate) type Found = (UcxDoor, String, Vec<String>);
@@ -30,17 +36,29 @@ pub(crate) struct UcxDoor {
     // The listener first, for it is to go before its worker.
     listener: Listener,
     port: u16,
+    offers: Vec<Offer>,
+    /// Who came first is first.
     strangers: Vec<Stranger>,
+    /// Requests since the last look that found none, or enough.
+    heard: u32,
     dials: Vec<Dial>,
     looked: Cell<Option<Instant>>,
     hub: Arc<Hub>,
+}
+
+/// A link that another relay is to ask for.
+#[derive(Debug)]
+struct Offer {
+    to: IpAddr,
+    token: Token,
+    since: Instant,
 }
 
 /// Who was let in and has shown nothing yet.
 #[derive(Debug)]
 struct Stranger {
     line: Line,
-    ip: Option<IpAddr>,
+    ip: IpAddr,
     since: Instant,
 }
 
@@ -48,7 +66,7 @@ struct Stranger {
 #[derive(Debug)]
 pub struct Request {
     line: Line,
-    ip: Option<IpAddr>,
+    ip: IpAddr,
     token: Token,
 }
 
@@ -71,6 +89,16 @@ fn shown(line: &Line, since: Instant) -> Option<Result<Token, String>> {
         let is_late = since.elapsed() > ESTABLISHED;
         is_late.then(|| Err(format!("no token within {ESTABLISHED:?}")))
     })
+}
+
+/// Who makes room if there is none: of the host with the most beyond what it was offered the one that is there longest. None: nobody
+/// has more.
+fn of_the_crowd(strangers: &[IpAddr], offers: &[IpAddr]) -> Option<usize> {
+    let count = |all: &[IpAddr], ip| all.iter().filter(|other| **other == ip).count();
+    let beyond = |ip| count(strangers, ip).saturating_sub(count(offers, ip));
+    let most = strangers.iter().map(|ip| beyond(*ip)).max();
+    let most = most.filter(|most| *most > 0)?;
+    strangers.iter().position(|ip| beyond(*ip) == most)
 }
 
 /// A link over a connection that was agreed; says what carries it, or refuses that.
@@ -97,7 +125,9 @@ impl UcxDoor {
         let door = UcxDoor {
             listener,
             port,
+            offers: Vec::new(),
             strangers: Vec::new(),
+            heard: 0,
             dials: Vec::new(),
             looked: Cell::new(None),
             hub,
@@ -173,30 +203,62 @@ impl UcxDoor {
             Some((index, shown(&stranger.line, stranger.since)?))
         };
         while let Some((index, shown)) = self.strangers.iter().enumerate().find_map(decided) {
-            let Stranger { line, ip, .. } = self.strangers.swap_remove(index);
+            let Stranger { line, ip, .. } = self.strangers.remove(index);
             match shown {
-                Ok(token) => return Some((token, Request { line, ip, token })),
+                Ok(token) => {
+                    self.offers.retain(|offer| offer.token != token);
+                    return Some((token, Request { line, ip, token }));
+                }
                 // Anybody can make such, so it is no matter for the log.
-                Err(why) => debug!(?ip, "a connection over UCX came to nothing: {why}"),
+                Err(why) => debug!(%ip, "a connection over UCX came to nothing: {why}"),
             }
         }
-        self.looked.set(Some(now));
+        (self.heard, self.looked) = (0, Cell::new(Some(now)));
         None
     }
 
-    /// Lets in who has asked, as far as there is room.
+    /// Another relay, whose control connection comes from there, is offered a link, for which it is to show this token.
+    pub fn expect(&mut self, from: IpAddr, token: Token) {
+        self.offers.push(Offer {
+            to: from.to_canonical(),
+            token,
+            since: Instant::now(),
+        });
+    }
+
+    /// Lets in who has asked and may.
     fn let_in(&mut self, now: Instant) {
-        while self.strangers.len() < STRANGERS
-            && let Some(request) = self.listener.request()
+        self.offers
+            .retain(|offer| now.saturating_duration_since(offer.since) < OFFERED);
+        let offered: Vec<_> = self.offers.iter().map(|offer| offer.to).collect();
+        let is_offered = |ip: &IpAddr| offered.contains(ip);
+        while self.heard < TURN
+            && let Some(request) = self
+                .listener
+                .request_first(|ip| ip.is_some_and(|ip| is_offered(&ip.to_canonical())))
         {
-            let ip = request.peer_ip();
+            self.heard += 1;
+            let ip = request.peer_ip().map(|ip| ip.to_canonical());
+            let Some(ip) = ip.filter(is_offered) else {
+                debug!(
+                    ?ip,
+                    "a connection over UCX is refused: nothing is offered there"
+                );
+                continue; // it is refused by being dropped
+            };
+            if self.strangers.len() >= STRANGERS + offered.len() {
+                let ips: Vec<_> = self.strangers.iter().map(|stranger| stranger.ip).collect();
+                if let Some(gone) = of_the_crowd(&ips, &offered) {
+                    self.strangers.remove(gone);
+                }
+            }
             match request.accept() {
                 Ok(endpoint) => self.strangers.push(Stranger {
                     line: Line::new(&self.hub, endpoint),
                     ip,
                     since: now,
                 }),
-                Err(error) => debug!(?ip, "a connection over UCX came to nothing: {error}"),
+                Err(error) => debug!(%ip, "a connection over UCX came to nothing: {error}"),
             }
         }
     }
@@ -204,12 +266,13 @@ impl UcxDoor {
     /// Nobody waits any more for the link of this token.
     pub fn give_up(&mut self, token: Token) {
         self.dials.retain(|dial| dial.token != token);
+        self.offers.retain(|offer| offer.token != token);
     }
 }
 
 impl Request {
     /// Whose host asks.
-    pub fn peer_ip(&self) -> Option<IpAddr> {
+    pub fn peer_ip(&self) -> IpAddr {
         self.ip
     }
 
@@ -218,5 +281,30 @@ impl Request {
         let Request { line, token, .. } = self;
         line.show(token).map_err(text)?;
         link(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_crowd_makes_room_and_who_was_offered_stays() {
+        let of = |strangers: &[u8], offers: &[u8]| {
+            let ip = |n: &u8| IpAddr::from([10, 0, 0, *n]);
+            let [strangers, offers] = [strangers, offers].map(|all| {
+                let all: Vec<_> = all.iter().map(ip).collect();
+                all
+            });
+            of_the_crowd(&strangers, &offers)
+        };
+        assert_eq!(of(&[], &[1]), None);
+        // The oldest of those that are too many.
+        assert_eq!(of(&[1, 2, 3, 2], &[1, 2, 3]), Some(1));
+        assert_eq!(of(&[1, 2, 2, 3], &[]), Some(1));
+        assert_eq!(of(&[1, 2, 3], &[]), Some(0));
+        // Many relays of one host come at a time, and somebody else's crowd.
+        assert_eq!(of(&[1, 1, 1, 1, 2, 2, 2], &[1, 1, 1, 1, 2]), Some(4));
+        assert_eq!(of(&[1, 1, 2], &[1, 1, 2]), None);
     }
 }

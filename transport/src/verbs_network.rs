@@ -212,6 +212,8 @@ pub(crate) struct Seeker<T> {
     /// Until the look after the next one.
     pause: Duration,
     next: Instant,
+    /// Why there is none is still to be told.
+    untold: bool,
     answer: Option<mpsc::Receiver<Result<T, String>>>,
 }
 
@@ -223,8 +225,17 @@ impl<T: Send + 'static> Seeker<T> {
             open,
             pause: SEEK,
             next: Instant::now() + SEEK,
+            untold: false,
             answer: None,
         }
+    }
+
+    /// The same, of what nobody has looked for yet: it begins at once, and tells why there is none, if so.
+    pub fn at_once(ip: IpAddr, open: fn(IpAddr) -> Result<T, String>) -> Seeker<T> {
+        let mut seeker = Seeker::new(ip, open);
+        (seeker.next, seeker.untold) = (Instant::now(), true);
+        seeker.begin();
+        seeker
     }
 
     /// The same, of a device that has just gone. It is looked for soon, for one that came back before librdmacm has seen that it was
@@ -242,32 +253,44 @@ impl<T: Send + 'static> Seeker<T> {
         (self.next, self.answer) = (Instant::now() + self.pause, None);
     }
 
-    /// What there is now, if there is.
-    pub fn look(&mut self) -> Option<T> {
+    fn begin(&mut self) {
+        // Libraries are loaded and devices listed: that takes longer than data can wait.
+        let (sender, receiver) = mpsc::channel();
+        let (ip, open) = (self.ip, self.open);
+        std::thread::spawn(move || {
+            if let Ok(verbs) = Verbs::load() {
+                verbs.forget_gone_devices();
+            }
+            sender.send(open(ip))
+        });
+        self.answer = Some(receiver);
+    }
+
+    /// What there is now, if there is; or why there is none, the first time.
+    pub fn look(&mut self) -> Option<Result<T, String>> {
+        self.wait(Duration::ZERO)
+    }
+
+    /// The same, waiting for it, if it is being looked for.
+    pub fn wait(&mut self, patience: Duration) -> Option<Result<T, String>> {
         let Some(answer) = &self.answer else {
             if Instant::now() >= self.next {
-                // Libraries are loaded and devices listed: that takes longer than data can wait.
-                let (sender, receiver) = mpsc::channel();
-                let (ip, open) = (self.ip, self.open);
-                std::thread::spawn(move || {
-                    if let Ok(verbs) = Verbs::load() {
-                        verbs.forget_gone_devices();
-                    }
-                    sender.send(open(ip))
-                });
-                self.answer = Some(receiver);
+                self.begin();
             }
             return None;
         };
-        match answer.try_recv() {
-            Err(mpsc::TryRecvError::Empty) => None,
-            Ok(Ok(found)) => Some(found),
+        match answer.recv_timeout(patience) {
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Ok(Ok(found)) => Some(Ok(found)),
             Ok(Err(why)) => {
-                debug!("what was looked for is still {why}");
                 self.look_later();
+                if std::mem::take(&mut self.untold) {
+                    return Some(Err(why));
+                }
+                debug!("what was looked for is still {why}");
                 None
             }
-            Err(mpsc::TryRecvError::Disconnected) => {
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
                 self.look_later();
                 None
             }
@@ -332,5 +355,60 @@ impl Dial {
             EventKind::Failed(why) => Err(why),
             other => Err(format!("{other:?} before there was a connection")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOW: Duration = Duration::from_millis(300);
+
+    fn slow(ip: IpAddr) -> Result<IpAddr, String> {
+        std::thread::sleep(SLOW);
+        match ip.is_loopback() {
+            true => Ok(ip),
+            false => Err("unavailable: it is elsewhere".into()),
+        }
+    }
+
+    /// Looks until there is an answer, which is never waited for.
+    fn look(seeker: &mut Seeker<IpAddr>, patience: Duration) -> Option<Result<IpAddr, String>> {
+        let begun = Instant::now();
+        while begun.elapsed() < patience {
+            let looked = Instant::now();
+            let found = seeker.look();
+            assert!(looked.elapsed() < SLOW / 2, "{:?}", looked.elapsed());
+            if found.is_some() {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    #[test]
+    fn what_takes_long_to_open_keeps_nobody_waiting() {
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let begun = Instant::now();
+        let mut seeker = Seeker::at_once(here, slow);
+        assert!(begun.elapsed() < SLOW / 2, "{:?}", begun.elapsed());
+        assert_eq!(look(&mut seeker, 20 * SLOW), Some(Ok(here)));
+        let mut seeker = Seeker::at_once(here, slow);
+        assert_eq!(seeker.wait(20 * SLOW), Some(Ok(here)));
+    }
+
+    #[test]
+    fn why_there_is_none_is_told_once_and_it_is_looked_for_again() {
+        let elsewhere = IpAddr::from([10, 0, 0, 1]);
+        let mut seeker = Seeker::at_once(elsewhere, slow);
+        let why = look(&mut seeker, 20 * SLOW);
+        assert_eq!(why, Some(Err("unavailable: it is elsewhere".into())));
+        assert_eq!(look(&mut seeker, SLOW), None);
+        assert!(seeker.next > Instant::now());
+        seeker.next = Instant::now();
+        seeker.look();
+        assert!(seeker.answer.is_some());
+        assert_eq!(look(&mut seeker, 3 * SLOW), None);
     }
 }

@@ -201,6 +201,7 @@ impl<const TRANSPORT: u8> Fixture for Rdma<TRANSPORT> {
         let [one, other] = &mut self.0.0;
         let port = other.port_of(TRANSPORT);
         assert_ne!(port, 0);
+        other.expect(&accepted, TRANSPORT, TOKEN);
         let made = one.connect_link(&control, TRANSPORT, port, TOKEN);
         assert!(made.unwrap().is_none());
         let (token, request) = until("a request", || {
@@ -827,6 +828,61 @@ macro_rules! give_back {
 give_back!(verbs_memory, Verbs);
 give_back!(ucx_memory, UcxPuts);
 
+/// Rings are replaced one by the other, under one link.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn ucx_keys_of_rings_that_are_replaced_are_given_back() {
+    let mut bench = Bench::<UcxPuts>::new("keys");
+    let keys = |bench: &mut Bench<UcxPuts>| match bench.link(0) {
+        AnyLink::Ucx(link) => link.keys(),
+        other => panic!("{other:?}"),
+    };
+    bench.fill(0, 0, 512);
+    for slot in 0..50 {
+        let (source, mirror) = (bench.source(0), bench.mirror(0));
+        let attached = bench
+            .link(1)
+            .attach_mirror(slot, mirror, EPOCH, 0, CAPACITY);
+        let remote = attached.unwrap();
+        until("the key", || {
+            assert_eq!(bench.go(), []);
+            (keys(&mut bench) == (0, 1)).then_some(())
+        });
+        let attached = bench.link(0).attach_source(slot, source, EPOCH, remote);
+        attached.unwrap();
+        assert_eq!(keys(&mut bench), (1, 0));
+        if slot % 2 == 0 {
+            assert!(bench.link(0).append(slot, 0, 512));
+            let heard = until("the bytes", || {
+                let heard = bench.go();
+                (!heard.is_empty()).then_some(heard)
+            });
+            assert_eq!(heard, [Event::Arrived { slot, to: 512 }]);
+        }
+        bench.link(0).detach_source(slot);
+        bench.link(1).detach_mirror(slot);
+        until("the end of the key", || {
+            assert_eq!(bench.go(), []);
+            (keys(&mut bench) == (0, 0)).then_some(())
+        });
+    }
+    // A ring that is over before its key is there.
+    bench.link(0).detach_source(50);
+    for slot in 50..52 {
+        let mirror = bench.mirror(0);
+        let attached = bench
+            .link(1)
+            .attach_mirror(slot, mirror, EPOCH, 0, CAPACITY);
+        attached.unwrap();
+    }
+    until("the other key", || {
+        assert_eq!(bench.go(), []);
+        (keys(&mut bench).1 > 0).then_some(())
+    });
+    (0..100).for_each(|_| drop(bench.go()));
+    assert_eq!(keys(&mut bench), (0, 1));
+}
+
 /// Who knows a token, and asks from another host than the one that it was given to.
 #[test]
 #[ignore = "needs an RDMA device: ci/rxe run"]
@@ -869,6 +925,95 @@ fn verbs_a_request_from_elsewhere_is_refused() {
     let expected =
         format!("the link comes from {elsewhere}, and the control connection from {here}");
     assert_eq!(why, Err(expected));
+}
+
+/// Connections over UCX that show nothing, and what became of those that were refused or put out.
+struct Crowd {
+    worker: tbus_ucx_sys::Worker,
+    to: SocketAddr,
+    there: Vec<tbus_ucx_sys::Endpoint>,
+    out: usize,
+}
+
+impl Crowd {
+    fn new(to: SocketAddr) -> Crowd {
+        let ucx = tbus_ucx_sys::Ucx::load(None).unwrap();
+        let context = tbus_ucx_sys::Context::new(ucx).unwrap();
+        let worker = tbus_ucx_sys::Worker::new(&context).unwrap();
+        Crowd {
+            worker,
+            to,
+            there: Vec::new(),
+            out: 0,
+        }
+    }
+
+    fn ask(&mut self, count: usize) -> Vec<tbus_ucx_sys::Key> {
+        let mut keys = Vec::new();
+        for _ in 0..count {
+            let endpoint = tbus_ucx_sys::Endpoint::connect(&self.worker, self.to).unwrap();
+            keys.push(endpoint.key());
+            self.there.push(endpoint);
+        }
+        keys
+    }
+
+    fn turn(&mut self) {
+        self.worker.progress(&mut |_| {});
+        for (key, _) in self.worker.failures() {
+            self.there.retain(|endpoint| endpoint.key() != key);
+            self.out += 1;
+        }
+    }
+}
+
+/// Who is not offered anything is refused at once, and who is is not kept waiting by others of its host that show no token. Those
+/// are put out after a time.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn ucx_strangers_are_kept_out_and_keep_nobody_out() {
+    let mut fixture = Ucx::new();
+    let other = &mut fixture.0.0[1];
+    let to = SocketAddr::new(other.address().ip(), other.port_of(TRANSPORT_UCX));
+    let mut crowd = Crowd::new(to);
+    crowd.ask(40);
+    let begun = Instant::now();
+    until("the refusal of who was offered nothing", || {
+        crowd.turn();
+        assert!(other.accept_link().is_none());
+        (crowd.out == 40).then_some(())
+    });
+    let refused = begun.elapsed();
+    assert!(refused < Duration::from_secs(6), "{refused:?}");
+
+    // Of a peer's host, while the peer is to come: its request is the last of a crowd.
+    let [_control, accepted] = fixture.0.controls();
+    let other = &mut fixture.0.0[1];
+    other.expect(&accepted, TRANSPORT_UCX, Token([9; 16]));
+    crowd.out = 0;
+    let keys = crowd.ask(40);
+    let begun = Instant::now();
+    until("room by who is there longest", || {
+        crowd.turn();
+        assert!(other.accept_link().is_none());
+        // 16 beyond the offer stay for a time.
+        (crowd.out == 40 - 17).then_some(())
+    });
+    let made = begun.elapsed();
+    assert!(made < Duration::from_secs(6), "{made:?}");
+    let is_there = |key| crowd.there.iter().any(|endpoint| endpoint.key() == key);
+    assert!(!is_there(keys[0]) && is_there(keys[39]));
+    crowd.ask(5);
+    let begun = Instant::now();
+    let _links = fixture.pair();
+    let made = begun.elapsed();
+    assert!(made < Duration::from_secs(4), "{made:?}");
+    let other = &mut fixture.0.0[1];
+    until("the end of the strangers' time", || {
+        crowd.turn();
+        assert!(other.accept_link().is_none());
+        crowd.there.is_empty().then_some(())
+    });
 }
 
 /// A peer that writes what it likes to the real link.

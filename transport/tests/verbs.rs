@@ -229,3 +229,29 @@ macro_rules! over {
 
 over!(verbs, Transport::Verbs);
 over!(ucx, Transport::Ucx);
+
+/// UCX is opened while data goes over TCP already, and then takes its place.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn ucx_that_is_wanted_later_comes_later() {
+    let mut hosts = hosts(Transport::Ucx, "late", 1, 8192);
+    for host in 0..2 {
+        hosts.stop(host);
+    }
+    for host in 0..2 {
+        hosts.start_late(host);
+    }
+    hosts.connect();
+    let (mut sender, mut receiver) = hosts.pair(0, 1);
+    let (mut sent, mut received) = (0, 0);
+    hosts.until("UCX", |hosts| {
+        send(&mut sender, &mut sent, u64::MAX, 900);
+        receive(&mut receiver, &mut received, 900);
+        transports(hosts) == [Some("ucx"); 2]
+    });
+    let limit = sent;
+    hosts.until("all messages", |_| {
+        receive(&mut receiver, &mut received, 900);
+        received == limit
+    });
+}

@@ -150,10 +150,10 @@ impl End {
 
     /// Puts, if that is how so many bytes go; what is done when they are written.
     fn put(&mut self, bytes: usize) -> Result<Option<Operation>> {
-        let Some((key, address)) = self.peer.filter(|_| bytes > PUT) else {
+        let Some((key, address)) = self.peer.as_ref().filter(|_| bytes > PUT) else {
             return Ok(None);
         };
-        let put = self.endpoint.put(&self.source, 0..bytes, key, address)?;
+        let put = self.endpoint.put(&self.source, 0..bytes, key, *address)?;
         self.under_way.push_back(put);
         Ok(Some(self.endpoint.flush()?))
     }

@@ -192,9 +192,10 @@ impl Embedded {
                 TcpNetwork::listen_with(address, &[], Tls::new(files_of(scratch, host), trust)?)?
             }
         };
-        // UCX is opened because the route names it.
-        if between.transport == Transport::Verbs {
-            network.open_verbs()?;
+        match between.transport {
+            Transport::Verbs => drop(network.open_verbs()?),
+            Transport::Ucx => drop(network.open_ucx()?),
+            Transport::Tcp => {}
         }
         Ok(Embedded {
             relay: Relay::new(settings, bus, vec![route], network)?,

@@ -152,6 +152,13 @@ impl UcxLink {
         (self.put_from, self.large) = (0, 0);
     }
 
+    /// How many keys of the peer's mirrors UCX has, for all links of the relay; and how many are kept that nobody has asked for.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn keys(&self) -> (usize, usize) {
+        let kept = self.line.inlet(|inlet| inlet.keys());
+        (self.line.hub.worker.remote_keys(), kept)
+    }
+
     /// True if something has come, or is done or could be sent, that the worker's descriptor does not tell of any more: another
     /// link's poll may have brought it.
     pub(super) fn has_received(&self) -> bool {
@@ -285,6 +292,7 @@ impl UcxLink {
         };
         let mirror = source
             .mirror
+            .as_ref()
             .filter(|_| u64::from(data.length) > self.put_from);
         let memory = source.memory.clone();
         let at = (data.position % source.capacity) as usize;
@@ -292,7 +300,8 @@ impl UcxLink {
         match mirror {
             Some((key, address)) => {
                 let endpoint = &self.line.endpoint;
-                let put = endpoint.put(&memory, range, key, address.wrapping_add(at as u64));
+                let to = address.wrapping_add(at as u64);
+                let put = endpoint.put(&memory, range, key, to);
                 self.posted(put, Some(&data))?;
                 self.put.push(data);
             }
@@ -430,7 +439,8 @@ impl UcxLink {
         }
     }
 
-    /// Gives back the memory of a detached source, unless some of it is to go out still; what UCX reads it keeps.
+    /// Gives back the memory of a detached source, and the key of its mirror, unless some of it is to go out still; what UCX has been
+    /// given keeps both until it is done.
     fn give_back(&mut self, slot: u32) {
         let waits = |item: &Item| matches!(item, Item::Data { slot: other, .. } if *other == slot);
         if let Some(source) = self.sources.get_mut(slot as usize)
@@ -497,6 +507,8 @@ impl Link for UcxLink {
     }
 
     fn detach_source(&mut self, slot: u32) {
+        // One that was never attached may have a key all the same.
+        self.line.inlet(|inlet| inlet.end_keys(slot));
         if let Some(Some(source)) = self.sources.get_mut(slot as usize) {
             source.detached = true;
             self.give_back(slot);
@@ -601,7 +613,7 @@ impl Link for UcxLink {
     }
 
     fn quiesce(self) -> Quiesced {
-        let hub = self.line.hub.clone();
+        let (hub, own) = (self.line.hub.clone(), self.line.endpoint.key());
         // What comes from now on is nobody's, and the endpoint is closed.
         drop((self.line, self.flying, self.flushes));
         for (slot, memory) in self.memories {
@@ -614,9 +626,9 @@ impl Link for UcxLink {
                 std::process::abort();
             }
         }
-        // So that the peer need not find out by silence.
+        // So that the peer need not find out by silence. What is left of other links ends when it does: they are no matter here.
         let begun = Instant::now();
-        while hub.worker.is_ending() && begun.elapsed() < DRAIN {
+        while hub.worker.is_ending(own) && begun.elapsed() < DRAIN {
             hub.progress();
         }
         Quiesced::ended()

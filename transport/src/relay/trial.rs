@@ -68,6 +68,9 @@ impl<N: Network> Relay<N> {
         };
         let (port, token) = (self.network.port_of(bit), self.token());
         let peer = &mut self.peers[p];
+        if let Some(stream) = &peer.control {
+            self.network.expect(&stream.control, bit, token);
+        }
         peer.choice.uses(transport);
         peer.linking = now;
         let frame = peer.session.offer(bit, port, token);
@@ -329,6 +332,9 @@ impl<N: Network> Relay<N> {
         };
         let (port, token) = (self.network.port_of(bit), self.token());
         let peer = &mut self.peers[p];
+        if let Some(stream) = &peer.control {
+            self.network.expect(&stream.control, bit, token);
+        }
         peer.trial = Some(Trial {
             transport,
             token,

@@ -12,6 +12,7 @@ use tbus::config::{ChannelsConfig, PemFiles, Security, parse_channels};
 use tbus::grm::{RelayEndpoint, Route, Transport};
 use tbus::manage::Manager;
 use tbus::{Address, Bus, Receiver, Sender};
+use tbus_transport::network::Network as _;
 use tbus_transport::relay::run::Clock;
 use tbus_transport::relay::{Relay, Settings};
 use tbus_transport::tcp_network::TcpNetwork;
@@ -171,7 +172,22 @@ impl Hosts {
     }
 
     pub fn start_with(&mut self, host: usize, settings: Settings) {
-        let network = self.network(host);
+        let mut network = self.network(host);
+        if self.transports.concat().contains(&Transport::Ucx) {
+            // Where it is emulated it takes longer than a relay waits.
+            network.open_ucx().unwrap();
+        }
+        self.start_on(host, settings, network);
+    }
+
+    /// With UCX, of which a relay learns when it has connections already.
+    pub fn start_late(&mut self, host: usize) {
+        let mut network = self.network(host);
+        let _ = network.dial(&endpoint(self.addresses[1 - host]));
+        self.start_on(host, self.settings(host), network);
+    }
+
+    fn start_on(&mut self, host: usize, settings: Settings, network: TcpNetwork) {
         let routes = routes(
             2 - host as u32,
             self.count,

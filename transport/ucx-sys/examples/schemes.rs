@@ -170,7 +170,7 @@ impl End {
         let range = notice.at..notice.at + notice.length;
         let to = self.peer.1 + notice.at as u64;
         self.endpoint
-            .put(&self.source_memory, range, self.peer.0, to)
+            .put(&self.source_memory, range, &self.peer.0, to)
             .unwrap()
     }
 

@@ -4,13 +4,14 @@ use crate::bindings::ucp::*;
 use crate::context::{Memory, TRANSPORTS};
 use crate::error::{Error, Result, check};
 use crate::library::text;
-use crate::worker::{Inner, Keeps, Left, Operation, Worker, locked};
+use crate::worker::{Inner, Keeps, Keys, Left, Operation, Worker, locked};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use std::ffi::c_void;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::ptr::{NonNull, null, null_mut};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The only kind of message.
 pub(crate) const MESSAGES: u32 = 0;
@@ -36,7 +37,8 @@ impl Key {
 pub struct Endpoint {
     worker: Arc<Inner>,
     raw: NonNull<ucp_ep>,
-    keys: Mutex<Vec<NonNull<ucp_rkey>>>,
+    /// No other one of this process has it, unlike its [`Key`].
+    number: u64,
 }
 
 // SAFETY: used under the worker's lock.
@@ -44,11 +46,33 @@ unsafe impl Send for Endpoint {}
 // SAFETY: as for Send.
 unsafe impl Sync for Endpoint {}
 
-/// What the peer has packed with [`Memory::key`], for one endpoint.
-#[derive(Clone, Copy, Debug)]
+/// What the peer has packed with [`Memory::key`], for one endpoint. UCX gets it back when it is dropped and nothing that was put by it
+/// is under way any more.
+#[derive(Debug)]
 pub struct RemoteKey {
-    of: Key,
-    number: usize,
+    unpacked: Arc<Unpacked>,
+    /// After the key, which its worker destroys.
+    _worker: Arc<Inner>,
+}
+
+/// The key, kept by what is under way too. That is kept by the worker when nobody else wants it, so this does not keep the worker.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    raw: NonNull<ucp_rkey>,
+    /// Of which endpoint.
+    of: u64,
+    keys: Arc<Keys>,
+}
+
+// SAFETY: a name of something of the worker, and used under its lock.
+unsafe impl Send for Unpacked {}
+// SAFETY: as for Send.
+unsafe impl Sync for Unpacked {}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        self.keys.give_back(self.raw);
+    }
 }
 
 /// What a message carries.
@@ -122,10 +146,12 @@ impl Endpoint {
         drop(calls);
         check(worker.ucx(), CALL, status)?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::invalid(CALL, "it has made nothing"))?;
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         Ok(Endpoint {
             worker: worker.clone(),
             raw,
-            keys: Mutex::default(),
+            // Relaxed: that each is given out once is all.
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
         })
     }
 
@@ -157,11 +183,15 @@ impl Endpoint {
         drop(calls);
         check(self.worker.ucx(), CALL, status)?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::invalid(CALL, "it has made nothing"))?;
-        let mut keys = locked(&self.keys);
-        keys.push(raw);
+        let keys = self.worker.keys.clone();
+        keys.count();
         Ok(RemoteKey {
-            of: self.key(),
-            number: keys.len() - 1,
+            unpacked: Arc::new(Unpacked {
+                raw,
+                of: self.number,
+                keys,
+            }),
+            _worker: self.worker.clone(),
         })
     }
 
@@ -171,41 +201,43 @@ impl Endpoint {
         &self,
         memory: &Memory,
         range: Range<usize>,
-        key: RemoteKey,
+        key: &RemoteKey,
         address: u64,
     ) -> Result<Operation> {
         const CALL: &str = "ucp_put_nbx";
         let place = memory.0.part(CALL, &range)?;
-        let remote = locked(&self.keys).get(key.number).copied();
-        let Some(remote) = remote.filter(|_| key.of == self.key()) else {
+        let remote = &key.unpacked;
+        if remote.of != self.number {
             return Err(Error::invalid(CALL, "the key is another endpoint's"));
-        };
+        }
         // SAFETY: all zeros is valid: null pointers.
         let mut params: ucp_request_param_t = unsafe { std::mem::zeroed() };
         params.op_attr_mask = ucp_op_attr_t::UCP_OP_ATTR_FIELD_MEMH.0;
         params.memh = memory.0.raw.as_ptr();
         let calls = self.worker.lock();
-        // SAFETY: live; the place is in memory that the operation keeps.
+        // SAFETY: live; the place is in memory that the operation keeps, and so it does the key.
         let result = unsafe {
             self.worker.ucx().ucp.ucp_put_nbx(
                 self.raw.as_ptr(),
                 place.cast_const().cast(),
                 range.len(),
                 address,
-                remote.as_ptr(),
+                remote.raw.as_ptr(),
                 &raw const params,
             )
         };
         drop(calls);
         let keeps = Keeps {
             memory: Some(memory.0.clone()),
+            key: Some(remote.clone()),
             ..Keeps::default()
         };
-        Operation::new(CALL, &self.worker, result, keeps)
+        Operation::new(CALL, Some(self.key()), &self.worker, result, keeps)
     }
 
     /// Is done when all that was put before is written.
     pub fn flush(&self) -> Result<Operation> {
+        const CALL: &str = "ucp_ep_flush_nbx";
         // SAFETY: all zeros is valid: null pointers.
         let params: ucp_request_param_t = unsafe { std::mem::zeroed() };
         let calls = self.worker.lock();
@@ -217,15 +249,21 @@ impl Endpoint {
                 .ucp_ep_flush_nbx(self.raw.as_ptr(), &raw const params)
         };
         drop(calls);
-        Operation::new("ucp_ep_flush_nbx", &self.worker, result, Keeps::default())
+        Operation::new(
+            CALL,
+            Some(self.key()),
+            &self.worker,
+            result,
+            Keeps::default(),
+        )
     }
 
     /// Sends a message. That it is done says that its body is read.
     pub fn send(&self, header: &[u8], body: Body<'_>, how: How) -> Result<Operation> {
         const CALL: &str = "ucp_am_send_nbx";
         let mut keeps = Keeps {
-            memory: None,
             bytes: header.into(),
+            ..Keeps::default()
         };
         // SAFETY: all zeros is valid: null pointers.
         let mut params: ucp_request_param_t = unsafe { std::mem::zeroed() };
@@ -257,7 +295,7 @@ impl Endpoint {
             )
         };
         drop(calls);
-        Operation::new(CALL, &self.worker, result, keeps)
+        Operation::new(CALL, Some(self.key()), &self.worker, result, keeps)
     }
 
     /// What carries it, once it is connected, as in `rc_verbs/rxe0:1`: transport, device and port, once each. An error if that is
@@ -315,8 +353,8 @@ impl Drop for Endpoint {
         locked(&self.worker.told.failures).retain(|(key, _)| *key != self.key());
         let is_request = !(-100..=0).contains(&(result.addr() as isize));
         self.worker.leave(Left {
+            of: Some(self.key()),
             request: NonNull::new(result).filter(|_| is_request),
-            keys: std::mem::take(&mut locked(&self.keys)),
             ..Left::default()
         });
     }

@@ -3,14 +3,19 @@
 use crate::bindings::ucp::*;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result, check};
+use crate::library::Ucx;
 use crate::worker::{Inner, Worker, locked};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, SocketAddr};
 use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex};
+
+/// So many requests wait to be taken: anybody can make some. Of more the oldest is refused, of the host that most of them come from.
+const WAITING: usize = 64;
 
 /// Who listens.
 #[derive(Debug)]
@@ -24,10 +29,19 @@ struct Listening {
     requests: Box<Requests>,
 }
 
-type Requests = Mutex<VecDeque<Asking>>;
+#[derive(Debug)]
+struct Requests {
+    ucx: &'static Ucx,
+    /// Null until it is made; nobody asks before.
+    listener: AtomicPtr<ucp_listener>,
+    waiting: Mutex<VecDeque<Asking>>,
+}
 
 #[derive(Clone, Copy, Debug)]
-struct Asking(NonNull<ucp_conn_request>);
+struct Asking {
+    raw: NonNull<ucp_conn_request>,
+    ip: Option<IpAddr>,
+}
 
 // SAFETY: a name of something of the worker, and used under its lock.
 unsafe impl Send for Asking {}
@@ -43,10 +57,64 @@ pub struct Request {
     asking: Asking,
 }
 
+/// UCX calls it in the course of `ucp_worker_progress`, so the worker's lock is held.
 unsafe extern "C" fn asked(request: ucp_conn_request_h, requests: *mut c_void) {
     // SAFETY: what the listener was made with, which lives as long as it.
     let requests = unsafe { &*requests.cast_const().cast::<Requests>() };
-    locked(requests).extend(NonNull::new(request).map(Asking));
+    let Some(raw) = NonNull::new(request) else {
+        return;
+    };
+    let ip = requests.ip(raw);
+    let mut waiting = locked(&requests.waiting);
+    if waiting.len() >= WAITING
+        && let Some(gone) = oldest_of_most(waiting.iter().map(|asking| asking.ip))
+        && let Some(gone) = waiting.remove(gone)
+    {
+        requests.reject(gone);
+    }
+    waiting.push_back(Asking { raw, ip });
+}
+
+/// The first one of the host that has the most.
+fn oldest_of_most(ips: impl Iterator<Item = Option<IpAddr>> + Clone) -> Option<usize> {
+    let mut counts = HashMap::new();
+    ips.clone()
+        .for_each(|ip| *counts.entry(ip).or_insert(0) += 1);
+    let most = counts.values().copied().max()?;
+    ips.into_iter().position(|ip| counts[&ip] == most)
+}
+
+impl Requests {
+    /// Where a request comes from. The worker's lock is held.
+    fn ip(&self, raw: NonNull<ucp_conn_request>) -> Option<IpAddr> {
+        // SAFETY: all zeros is valid for plain numbers.
+        let mut attributes: ucp_conn_request_attr_t = unsafe { std::mem::zeroed() };
+        attributes.field_mask =
+            u64::from(ucp_conn_request_attr_field::UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR.0);
+        // SAFETY: live; the attributes are valid for writing.
+        let status = unsafe {
+            self.ucx
+                .ucp
+                .ucp_conn_request_query(raw.as_ptr(), &raw mut attributes)
+        };
+        check(self.ucx, "ucp_conn_request_query", status).ok()?;
+        let address = (&raw const attributes.client_address).cast();
+        // SAFETY: as long as any address, and of the family that it says.
+        let storage = unsafe { SockaddrStorage::from_raw(address, None) }?;
+        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    }
+
+    /// Refuses. The worker's lock is held.
+    fn reject(&self, asking: Asking) {
+        // What cannot be refused hears nothing, and gives up.
+        // SAFETY: both are live, for who asks has found the listener, and the request is not used after.
+        let _ = unsafe {
+            self.ucx
+                .ucp
+                .ucp_listener_reject(self.listener.load(Ordering::Relaxed), asking.raw.as_ptr())
+        };
+    }
 }
 
 impl Listener {
@@ -54,7 +122,11 @@ impl Listener {
     pub fn new(worker: &Worker, address: SocketAddr) -> Result<Listener> {
         const CALL: &str = "ucp_listener_create";
         let worker = worker.0.clone();
-        let requests: Box<Requests> = Box::default();
+        let requests = Box::new(Requests {
+            ucx: worker.ucx(),
+            listener: AtomicPtr::new(null_mut()),
+            waiting: Mutex::default(),
+        });
         let address = SockaddrStorage::from(address);
         // SAFETY: all zeros is valid: null pointers.
         let mut params: ucp_listener_params_t = unsafe { std::mem::zeroed() };
@@ -79,6 +151,8 @@ impl Listener {
                 .ucp
                 .ucp_listener_create(worker.raw(), &raw const params, &raw mut raw)
         };
+        // Before the lock is let go: from then on it may be asked.
+        requests.listener.store(raw, Ordering::Relaxed);
         drop(calls);
         check(worker.ucx(), CALL, status)?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::invalid(CALL, "it has made nothing"))?;
@@ -116,22 +190,16 @@ impl Listener {
 
     /// The next who wants to connect.
     pub fn request(&self) -> Option<Request> {
-        let asking = locked(&self.0.requests).pop_front()?;
+        self.request_first(|_| false)
+    }
+
+    /// The same, but first of those whose address is `preferred`.
+    pub fn request_first(&self, preferred: impl Fn(Option<IpAddr>) -> bool) -> Option<Request> {
+        let mut waiting = locked(&self.0.requests.waiting);
+        let first = waiting.iter().position(|asking| preferred(asking.ip));
+        let asking = waiting.remove(first.unwrap_or(0))?;
         let listening = self.0.clone();
         Some(Request { listening, asking })
-    }
-}
-
-impl Listening {
-    fn reject(&self, asking: Asking) {
-        // What cannot be refused hears nothing, and gives up.
-        // SAFETY: both are live, and the request is not used after.
-        let _ = unsafe {
-            self.worker
-                .ucx()
-                .ucp
-                .ucp_listener_reject(self.raw.as_ptr(), asking.0.as_ptr())
-        };
     }
 }
 
@@ -139,8 +207,8 @@ impl Drop for Listening {
     fn drop(&mut self) {
         if self.worker.ucx().is_own() {
             let _calls = self.worker.lock();
-            for asking in locked(&self.requests).drain(..) {
-                self.reject(asking);
+            for asking in locked(&self.requests.waiting).drain(..) {
+                self.requests.reject(asking);
             }
             // SAFETY: live, and nobody uses it any more.
             unsafe {
@@ -156,26 +224,7 @@ impl Drop for Listening {
 impl Request {
     /// Where it comes from.
     pub fn peer_ip(&self) -> Option<IpAddr> {
-        let worker = &self.listening.worker;
-        // SAFETY: all zeros is valid for plain numbers.
-        let mut attributes: ucp_conn_request_attr_t = unsafe { std::mem::zeroed() };
-        attributes.field_mask =
-            u64::from(ucp_conn_request_attr_field::UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR.0);
-        let calls = worker.lock();
-        // SAFETY: live; the attributes are valid for writing.
-        let status = unsafe {
-            worker
-                .ucx()
-                .ucp
-                .ucp_conn_request_query(self.asking.0.as_ptr(), &raw mut attributes)
-        };
-        drop(calls);
-        check(worker.ucx(), "ucp_conn_request_query", status).ok()?;
-        let address = (&raw const attributes.client_address).cast();
-        // SAFETY: as long as any address, and of the family that it says.
-        let storage = unsafe { SockaddrStorage::from_raw(address, None) }?;
-        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        self.asking.ip
     }
 
     /// Agrees.
@@ -186,7 +235,7 @@ impl Request {
         // SAFETY: all zeros is valid: null pointers.
         let mut params: ucp_ep_params_t = unsafe { std::mem::zeroed() };
         params.field_mask = u64::from(ucp_ep_params_field::UCP_EP_PARAM_FIELD_CONN_REQUEST.0);
-        params.conn_request = this.asking.0.as_ptr();
+        params.conn_request = this.asking.raw.as_ptr();
         // SAFETY: the request is live, of this worker, and used up by this.
         unsafe { Endpoint::create(&listening.worker, params) }
     }
@@ -196,7 +245,25 @@ impl Drop for Request {
     fn drop(&mut self) {
         if self.listening.worker.ucx().is_own() {
             let _calls = self.listening.worker.lock();
-            self.listening.reject(self.asking);
+            self.listening.requests.reject(self.asking);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_crowd_makes_room() {
+        let of = |ips: &[u8]| {
+            let ip = |n: &u8| (*n > 0).then(|| IpAddr::from([10, 0, 0, *n]));
+            oldest_of_most(ips.iter().map(ip))
+        };
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[1]), Some(0));
+        assert_eq!(of(&[1, 2, 2, 3]), Some(1));
+        assert_eq!(of(&[1, 2, 3]), Some(0));
+        assert_eq!(of(&[1, 0, 0]), Some(1));
     }
 }

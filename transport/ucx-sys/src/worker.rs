@@ -2,7 +2,7 @@
 
 use crate::bindings::ucp::*;
 use crate::context::{self, Context, Mapped, Memory};
-use crate::endpoint::{Key, MESSAGES};
+use crate::endpoint::{Key, MESSAGES, Unpacked};
 use crate::error::{Error, Result, check};
 use crate::library::Ucx;
 use std::ffi::c_void;
@@ -37,6 +37,36 @@ pub(crate) struct Inner {
     pub told: Box<Told>,
     /// What its owners have dropped, and UCX is not done with.
     left: Mutex<Vec<Left>>,
+    pub keys: Arc<Keys>,
+}
+
+/// Remote keys that UCX has for a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Keys(Mutex<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    count: usize,
+    /// Those that nobody can use any more, to be destroyed under the worker's lock.
+    over: Vec<Over>,
+}
+
+#[derive(Debug)]
+struct Over(NonNull<ucp_rkey>);
+
+// SAFETY: a name of something of the worker, and used under its lock.
+unsafe impl Send for Over {}
+
+impl Keys {
+    /// There is another one.
+    pub fn count(&self) {
+        locked(&self.0).count += 1;
+    }
+
+    /// Nobody has this one any more.
+    pub fn give_back(&self, raw: NonNull<ucp_rkey>) {
+        locked(&self.0).over.push(Over(raw));
+    }
 }
 
 /// What UCX tells in the course of a call.
@@ -56,13 +86,13 @@ struct Turn<'a> {
 
 #[derive(Debug, Default)]
 pub(crate) struct Left {
+    /// Whose it is, if an endpoint's.
+    pub of: Option<Key>,
     pub request: Option<NonNull<c_void>>,
     #[expect(dead_code, reason = "kept, not read")]
     pub keeps: Keeps,
     /// Of data that nobody wants.
     pub description: Option<NonNull<c_void>>,
-    /// To be destroyed when the request is done.
-    pub keys: Vec<NonNull<ucp_rkey>>,
 }
 
 // SAFETY: the pointers are names of things of the worker, and used under its lock.
@@ -77,6 +107,8 @@ unsafe impl Sync for Inner {}
 #[derive(Debug, Default)]
 pub(crate) struct Keeps {
     pub memory: Option<Arc<Mapped>>,
+    #[expect(dead_code, reason = "kept, not read")]
+    pub key: Option<Arc<Unpacked>>,
     pub bytes: Box<[u8]>,
 }
 
@@ -158,12 +190,15 @@ impl Inner {
                 // SAFETY: live, released once.
                 unsafe { ucp.ucp_am_data_release(self.raw(), description.as_ptr()) };
             }
-            for key in left.keys.drain(..) {
-                // SAFETY: live, destroyed once, and nothing is under way with it: its endpoint is closed.
-                unsafe { ucp.ucp_rkey_destroy(key.as_ptr()) };
-            }
             false
         });
+        // What was done with kept some.
+        let mut keys = locked(&self.keys.0);
+        keys.count -= keys.over.len();
+        for key in keys.over.drain(..) {
+            // SAFETY: live, destroyed once, and nothing is under way with it, for that would keep it.
+            unsafe { ucp.ucp_rkey_destroy(key.0.as_ptr()) };
+        }
         left.len()
     }
 }
@@ -217,6 +252,7 @@ impl Worker {
             calls: Mutex::new(()),
             told: Box::default(),
             left: Mutex::default(),
+            keys: Arc::default(),
         };
         // SAFETY: live; fd is valid for writing.
         let status = unsafe { ucx.ucp.ucp_worker_get_efd(raw.as_ptr(), &raw mut worker.fd) };
@@ -260,9 +296,17 @@ impl Worker {
         progressed
     }
 
-    /// True if UCX is not done yet with what was dropped: connections that end, and what was under way on them.
-    pub fn is_ending(&self) -> bool {
-        !locked(&self.0.left).is_empty()
+    /// True if UCX is not done yet with an endpoint that was dropped, or with what was under way on it. What is left of others does
+    /// not count.
+    pub fn is_ending(&self, endpoint: Key) -> bool {
+        locked(&self.0.left)
+            .iter()
+            .any(|left| left.of == Some(endpoint))
+    }
+
+    /// Remote keys that UCX has. Those that are not needed any more go with the next [`progress`](Worker::progress).
+    pub fn remote_keys(&self) -> usize {
+        locked(&self.0.keys.0).count
     }
 
     /// Makes the [descriptor](Worker::fd) tell of what comes from now on. False if there is something already: call
@@ -383,7 +427,7 @@ impl Announced {
             memory: Some(memory.0.clone()),
             ..Keeps::default()
         };
-        Operation::new(CALL, &worker, result, keeps)
+        Operation::new(CALL, None, &worker, result, keeps)
     }
 }
 
@@ -405,6 +449,7 @@ enum State {
     Done,
     UnderWay {
         call: &'static str,
+        of: Option<Key>,
         worker: Arc<Inner>,
         request: NonNull<c_void>,
         keeps: Keeps,
@@ -415,9 +460,10 @@ enum State {
 unsafe impl Send for Operation {}
 
 impl Operation {
-    /// Of what a call has returned.
+    /// Of what a call has returned, for an endpoint if it is one's.
     pub(crate) fn new(
         call: &'static str,
+        of: Option<Key>,
         worker: &Arc<Inner>,
         result: ucs_status_ptr_t,
         keeps: Keeps,
@@ -433,6 +479,7 @@ impl Operation {
             )),
             Some(request) => Ok(Operation(State::UnderWay {
                 call,
+                of,
                 worker: worker.clone(),
                 request,
                 keeps,
@@ -489,6 +536,7 @@ impl Operation {
 impl Drop for Operation {
     fn drop(&mut self) {
         if let State::UnderWay {
+            of,
             worker,
             request,
             keeps,
@@ -496,6 +544,7 @@ impl Drop for Operation {
         } = &mut self.0
         {
             worker.leave(Left {
+                of: *of,
                 request: Some(*request),
                 keeps: std::mem::take(keeps),
                 ..Left::default()

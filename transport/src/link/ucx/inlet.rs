@@ -78,6 +78,8 @@ pub(super) struct Inlet {
     token: Option<Token>,
     /// Of the peer's mirrors, until somebody asks for them.
     keys: BySlot<PeerKey>,
+    /// Slots that are over: nobody will ask for their keys. They are not used again.
+    over: BySlot<()>,
     events: Vec<Event>,
     /// Bytes that the events stand for, at least so many each.
     taken: usize,
@@ -391,7 +393,7 @@ impl Inlet {
             return Err(format!("a key of {} bytes for slot {slot}", packed.len()));
         }
         // Without it the ring's bytes go in messages.
-        if self.keys.len() >= KEYS {
+        if self.keys.len() >= KEYS || self.over.contains_key(&slot) {
             return Ok(());
         }
         let key = PeerKey {
@@ -406,6 +408,17 @@ impl Inlet {
     /// By what the peer's mirror of our ring can be written, if it has told.
     pub fn take_key(&mut self, slot: u32) -> Option<PeerKey> {
         self.keys.remove(&slot)
+    }
+
+    /// Nothing more is sent of our ring: a key that has come or comes for it is nobody's.
+    pub fn end_keys(&mut self, slot: u32) {
+        self.keys.remove(&slot);
+        self.over.insert(slot, ());
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    pub fn keys(&self) -> usize {
+        self.keys.len()
     }
 
     /// Looks for what is missing for too long.
@@ -616,6 +629,14 @@ mod tests {
             says(&mut inlet, &of(slot, 40), &[]).unwrap();
         }
         assert_eq!(inlet.keys.len(), KEYS);
+        // Of rings that are over, whether the key came before or comes after.
+        inlet.end_keys(0);
+        inlet.end_keys(KEYS as u32 + 7);
+        assert_eq!(inlet.keys.len(), KEYS - 1);
+        says(&mut inlet, &of(KEYS as u64 + 7, 40), &[]).unwrap();
+        assert_eq!(inlet.keys.len(), KEYS - 1);
+        says(&mut inlet, &of(KEYS as u64 + 8, 40), &[]).unwrap();
+        assert!(inlet.take_key(KEYS as u32 + 8).is_some());
     }
 
     #[test]
