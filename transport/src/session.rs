@@ -259,6 +259,11 @@ impl Session {
         self.token.take_if(|offered| *offered == token).is_some()
     }
 
+    /// The token of a link that is offered and was not made, which is not offered any more.
+    pub fn take_offer(&mut self) -> Option<Token> {
+        self.token.take()
+    }
+
     /// There is a link, and no older one can do anything any more. Opens all rings.
     pub fn link_up(&mut self, _proof: Quiesced) {
         self.up = true;

@@ -488,32 +488,33 @@ impl QueuePair {
 
     /// At most [`QueuePair::REPOSTED`] of them. `last`: without room for anything, to see the queue drained.
     fn post_receives(&mut self, buffers: &[u32], last: bool) -> Result<()> {
+        assert!(!buffers.is_empty() && buffers.len() <= Self::REPOSTED);
         let mut works = [const { MaybeUninit::<(ibv_recv_wr, ibv_sge)>::uninit() }; Self::REPOSTED];
-        let works = &mut works[..buffers.len()];
+        // From now on they are only touched by way of this pointer, for they point to each other.
         let base = works.as_mut_ptr().cast::<(ibv_recv_wr, ibv_sge)>();
-        for (i, (work, buffer)) in works.iter_mut().zip(buffers).enumerate() {
+        for (i, buffer) in buffers.iter().enumerate() {
             let mut id = self.work_id(true, *buffer);
             id.last = last;
+            // SAFETY: there are no more buffers than works.
+            let (work, next) = unsafe { (base.add(i), base.wrapping_add(i + 1)) };
+            let wanted = ibv_recv_wr {
+                wr_id: id.encode(),
+                next: match i + 1 < buffers.len() {
+                    // SAFETY: as above.
+                    true => unsafe { &raw mut (*next).0 },
+                    false => null_mut(),
+                },
+                // SAFETY: as above.
+                sg_list: unsafe { &raw mut (*work).1 },
+                num_sge: i32::from(!last && self.buffers.size > 0),
+            };
             let part = ibv_sge {
                 addr: u64::from(*buffer) * u64::from(self.buffers.size),
                 length: self.buffers.size,
                 lkey: self.buffers.region.local_key(),
             };
-            let next = i + 1;
-            work.write((
-                ibv_recv_wr {
-                    wr_id: id.encode(),
-                    next: match next < buffers.len() {
-                        // SAFETY: in `works`.
-                        true => unsafe { &raw mut (*base.add(next)).0 },
-                        false => null_mut(),
-                    },
-                    // SAFETY: in `works`.
-                    sg_list: unsafe { &raw mut (*base.add(i)).1 },
-                    num_sge: i32::from(!last && self.buffers.size > 0),
-                },
-                part,
-            ));
+            // SAFETY: as above.
+            unsafe { work.write((wanted, part)) };
         }
         let mut bad = null_mut();
         // SAFETY: live; the requests and their parts were all written and are valid for the call. The parts lie in the buffers,

@@ -606,8 +606,8 @@ impl VerbsLink {
     /// Posts at once what was accepted while nothing else waits. Up to where.
     #[inline]
     fn post_now(&mut self, slot: u32, from: u64, to: u64) -> u64 {
-        if !self.items.is_empty() || !self.established || self.out.credit.available() <= 1 {
-            return from;
+        if self.greet || !self.items.is_empty() || self.out.credit.available() <= 1 {
+            return from; // the greeting is the first, and waits for the connection
         }
         self.post_piece(slot, from, to, true).unwrap_or_else(|why| {
             self.fail(why);

@@ -344,6 +344,9 @@ impl<N: Network> Relay<N> {
         if let Some(token) = peer.choice.dialled.take() {
             self.network.give_up(token);
         }
+        if let Some(token) = peer.session.take_offer() {
+            self.network.give_up(token);
+        }
         peer.drop_link();
         peer.session.down();
         peer.trouble = Some(format!("{why:?}: {text}"));

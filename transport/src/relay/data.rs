@@ -32,10 +32,10 @@ impl<N: Network> Relay<N> {
                         && let Some(ring) = self.rings.out[index].as_mut()
                     {
                         ring.done = ring.done.max(to);
-                        let moved = ring.done.saturating_sub(ring.tended);
-                        let much = moved >= ring.reader.ring().header().capacity / MUCH;
-                        let begins = !std::mem::replace(&mut ring.untended, true);
-                        self.untended.add(At::Out(index), begins, much, now);
+                        // Else the peer's word is still awaited, which comes later as a rule.
+                        if ring.settled > ring.reader.released().position {
+                            self.settle(index);
+                        }
                     }
                 }
                 event => self.peers[p].later.push(event),
@@ -69,28 +69,31 @@ impl<N: Network> Relay<N> {
         any
     }
 
-    /// Looks after the rings that have moved, if it is time for it or `at_once`: lets applications and peers have the room. Not with each message,
-    /// for then it would take as long as the message itself.
+    /// Looks after the inbound rings that have moved, if it is time for it or `at_once`: the peer hears how far they have come, and has
+    /// the room. Not with each message, for then it would take as long as the message itself.
     pub(super) fn tend(&mut self, at_once: bool, now: Nanos) {
         if !self.untended.is_due(now) && !at_once {
             return;
         }
-        while let Some(at) = self.untended.next() {
-            match at {
-                At::In(index) => {
-                    if let Some(ring) = self.rings.inn[index].as_mut() {
-                        ring.untended = false;
-                    }
-                    self.consumed(index, now);
-                }
-                At::Out(index) => {
-                    if let Some(ring) = self.rings.out[index].as_mut() {
-                        ring.untended = false;
-                    }
-                    self.settle(index);
-                }
+        while let Some(index) = self.untended.next() {
+            if let Some(ring) = self.rings.inn[index].as_mut() {
+                ring.untended = false;
             }
+            self.consumed(index, now);
         }
+    }
+
+    /// What must be done before a sleep. When the next acknowledgement is due, if one waits.
+    pub fn before_sleep(&mut self, now: Nanos) -> Option<Nanos> {
+        self.tend(true, now);
+        (0..self.peers.len())
+            .filter_map(|p| {
+                self.flush(p, now);
+                let peer = &self.peers[p];
+                let patience = peer.link.as_ref()?.patience();
+                peer.session.ack_due(patience)
+            })
+            .min()
     }
 
     /// A link has ended. Why is told by the control connection, if the peer ends it or has died: that is heard first.
@@ -128,7 +131,7 @@ impl<N: Network> Relay<N> {
                 traffic.received_bytes += bytes;
                 let much = tail.position.saturating_sub(ring.tended) >= ring.capacity / MUCH;
                 let begins = !std::mem::replace(&mut ring.untended, true);
-                self.untended.add(At::In(index), begins, much, now);
+                self.untended.add(index, begins, much, now);
             }
             Err(error) => self.reject(index, &error),
         }
@@ -221,7 +224,6 @@ impl<N: Network> Relay<N> {
         let Some(ring) = self.rings.out[index].as_mut() else {
             return;
         };
-        ring.tended = ring.done;
         let released = ring.reader.released();
         if ring.settled.min(ring.done) <= released.position {
             return;
@@ -278,13 +280,18 @@ impl<N: Network> Relay<N> {
         any
     }
 
-    /// There is news of an inbound ring: its peer hears of it in time, or at once if it waits for that.
+    /// There is news of an inbound ring: its peer hears of it in time, or at once if it waits for that or may well do so.
     fn note_release(&mut self, index: usize, now: Nanos) {
         if let Some(ring) = self.rings.inn[index].as_mut() {
             let session = &self.peers[ring.peer].session;
             let wanted = ring.slot.is_some_and(|slot| session.is_wanted(slot));
+            let tail = ring
+                .writer
+                .as_ref()
+                .map_or(0, |writer| writer.tail().position);
+            let much = tail.saturating_sub(ring.consumed) >= ring.capacity / 4;
             let begins = !std::mem::replace(&mut ring.untended, true);
-            self.untended.add(At::In(index), begins, wanted, now);
+            self.untended.add(index, begins, wanted || much, now);
         }
     }
 

@@ -326,8 +326,6 @@ impl<N: Network> Relay<N> {
                     reader,
                     until_consumed: channel.retention == 1,
                     done: 0,
-                    tended: 0,
-                    untended: false,
                     settled: 0,
                     delivered,
                     ages: Ages::default(),

@@ -39,7 +39,7 @@ const SOON: Nanos = 100_000;
 const BUDGET: usize = 1 << 18;
 /// Bytes of one ring that are appended before the next one's turn.
 const TURN: u64 = 1 << 18;
-/// A ring that has moved is looked after within this time, or when it has moved by this part of its capacity.
+/// A mirror that has moved is looked after within this time, or when it has moved by this part of its capacity.
 const TEND: Nanos = 100_000;
 const MUCH: u64 = 16;
 /// Between two tenths of the slow look at all rings.
@@ -277,6 +277,8 @@ impl<N: Network> Relay<N> {
         let mut busy = self.take_news(now);
         for p in 0..self.peers.len() {
             self.flush(p, now);
+        }
+        for p in 0..self.peers.len() {
             busy |= self.heed(p, now);
             busy |= self.poll_link(p, now);
         }

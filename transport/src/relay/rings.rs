@@ -25,10 +25,6 @@ pub(super) struct Outbound {
     pub until_consumed: bool,
     /// The link reads nothing below this any more.
     pub done: u64,
-    /// What `done` was when the ring was last looked after.
-    pub tended: u64,
-    /// It is in [`Untended`].
-    pub untended: bool,
     /// The peer needs nothing below this any more.
     pub settled: u64,
     /// The peer has published all below this.
@@ -105,21 +101,21 @@ pub(super) enum At {
     In(usize),
 }
 
-/// Rings that have moved and are still to be looked after.
+/// Inbound rings that have moved and are still to be looked after.
 #[derive(Debug, Default)]
 pub(super) struct Untended {
-    rings: Vec<At>,
+    rings: Vec<usize>,
     due: Nanos,
 }
 
 impl Untended {
     /// Adds a ring, unless it has been added before (`begins` is false). `at_once`: all of them are due now.
-    pub fn add(&mut self, at: At, begins: bool, at_once: bool, now: Nanos) {
+    pub fn add(&mut self, index: usize, begins: bool, at_once: bool, now: Nanos) {
         if begins {
             if self.rings.is_empty() {
                 self.due = now + TEND;
             }
-            self.rings.push(at);
+            self.rings.push(index);
         }
         if at_once {
             self.due = 0;
@@ -132,7 +128,7 @@ impl Untended {
     }
 
     /// Takes one out.
-    pub fn next(&mut self) -> Option<At> {
+    pub fn next(&mut self) -> Option<usize> {
         self.rings.pop()
     }
 }

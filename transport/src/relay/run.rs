@@ -2,8 +2,8 @@
 
 use super::Relay;
 use super::peer::Stream;
+use crate::link::Waits;
 use crate::link::socket::Socket;
-use crate::link::{Link, Waits};
 use crate::network::Control;
 use crate::session::Nanos;
 use crate::tcp_network::{TcpControl, TcpNetwork};
@@ -44,7 +44,8 @@ impl Clock {
         self.begun.elapsed().as_nanos() as Nanos
     }
 
-    /// The time now, or of one of the last few calls: for each pass of a loop that polls.
+    /// The time now, or of one of the last few calls: for each pass of a loop that polls. Who has slept, or done something else for long,
+    /// says so by [`Clock::expire`].
     #[inline]
     pub fn lately(&mut self) -> Nanos {
         match self.left.checked_sub(1) {
@@ -54,8 +55,8 @@ impl Clock {
         self.last
     }
 
-    /// Time has passed: the next call reads the clock.
-    fn expire(&mut self) {
+    /// Time has passed: the next call of [`Clock::lately`] reads the clock.
+    pub fn expire(&mut self) {
         self.left = 0;
     }
 }
@@ -81,6 +82,7 @@ impl Relay<TcpNetwork> {
         mut attend: impl FnMut(&mut Self, Nanos) -> Next,
     ) {
         let spin = spin.as_nanos() as Nanos;
+        clock.expire();
         let mut last = clock.lately();
         let mut attend_due = 0;
         loop {
@@ -95,6 +97,8 @@ impl Relay<TcpNetwork> {
                 clock.expire();
             }
             if self.step(now) {
+                // With many peers a pass that brings much takes milliseconds.
+                clock.expire();
                 last = now;
             } else if now - last > spin {
                 self.sleep(clock.now());
@@ -106,16 +110,7 @@ impl Relay<TcpNetwork> {
     /// Waits until something may have happened, at most 100 ms.
     pub fn sleep(&mut self, now: Nanos) {
         let mut until = now + tbus::LONGEST_SLEEP.as_nanos() as Nanos;
-        self.tend(true, now);
-        for p in 0..self.peers.len() {
-            self.flush(p, now);
-            let peer = &self.peers[p];
-            let due = peer
-                .link
-                .as_ref()
-                .and_then(|link| peer.session.ack_due(link.patience()));
-            until = until.min(due.unwrap_or(until));
-        }
+        until = until.min(self.before_sleep(now).unwrap_or(until));
         if !self.news.announce_sleep(self.rings.news_slots()) {
             return;
         }

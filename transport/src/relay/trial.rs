@@ -181,6 +181,7 @@ impl<N: Network> Relay<N> {
         let Some(transport) = peer.choice.used().filter(|_| peer.session.redeem(token)) else {
             return; // of an offer that is over
         };
+        self.network.give_up(token);
         if transport == Transport::Tcp {
             let text = format!("the link over tcp is declined: {text}");
             return self.down(p, Goodbye::Transport, text, now);
@@ -462,7 +463,7 @@ impl<N: Network> Relay<N> {
     /// The link or the connection with a peer ends; `blame`: by the link's own fault, on whichever side.
     pub(super) fn link_ended(&mut self, p: usize, blame: bool, why: &str, now: Nanos) {
         let peer = &mut self.peers[p];
-        let up = peer.up_since.map(|since| now - since);
+        let up = peer.up_since.map(|since| now.saturating_sub(since));
         if let Some(failed) = peer.choice.ended(blame, up) {
             self.rest(p, failed, why, now);
         }

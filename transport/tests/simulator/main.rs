@@ -194,14 +194,22 @@ fn seeds(first: u64, count: u64, sum: &mut Sum) -> Result<(), String> {
     };
     let running: Result<Vec<_>, _> = (0..parts).map(start).collect();
     let mut failed = 0;
-    for child in running.map_err(|e| format!("the simulator does not start itself: {e}"))? {
+    let running = running.map_err(|e| format!("the simulator does not start itself: {e}"))?;
+    for (n, child) in (0..).zip(running) {
         let output = child.wait_with_output().map_err(|e| e.to_string())?;
         let text = String::from_utf8_lossy(&output.stdout);
         let (told, totals) = text.rsplit_once(PART).unwrap_or((&text, ""));
         print!("{told}");
         match Sum::parse(totals) {
             Some(totals) if output.status.success() => sum.merge(totals),
-            _ => failed += 1,
+            _ => {
+                println!(
+                    "each {parts}th seed from {} on: {}",
+                    first + n,
+                    output.status
+                );
+                failed += 1;
+            }
         }
     }
     match failed {

@@ -414,16 +414,22 @@ impl Sim {
         trace::at(now, host);
         self.stats.steps += 1;
         let time = now - live.started;
-        match catch_unwind(AssertUnwindSafe(|| live.relay.step(time))) {
-            Ok(true) => {
+        let is_idle = live.idle;
+        let step = || match live.relay.step(time) {
+            true => Ok(()),
+            // As it does before it sleeps: acknowledgements go out when they are due.
+            false if !is_idle => Err(live.relay.before_sleep(time)),
+            false => Err(None),
+        };
+        match catch_unwind(AssertUnwindSafe(step)) {
+            Ok(Ok(())) => {
                 live.idle = false;
                 live.step_due = now + 1_000 + self.random.below(150_000);
             }
-            // As it does before it sleeps: acknowledgements go out.
-            Ok(false) if !std::mem::replace(&mut live.idle, true) => {
-                live.step_due = now + 101_000;
+            Ok(Err(due)) if !std::mem::replace(&mut live.idle, true) => {
+                live.step_due = now + due.map_or(0, |due| due.saturating_sub(time)).max(101_000);
             }
-            Ok(false) => live.step_due = now + MS + self.random.below(99 * MS),
+            Ok(Err(_)) => live.step_due = now + MS + self.random.below(99 * MS),
             Err(payload) if payload.is::<Killed>() => {
                 note(|| format!("host {}: the relay dies inside a step", host + 1));
                 if let Some(live) = self.hosts[host].live.take() {
