@@ -109,7 +109,7 @@ fn link(line: Line) -> Result<UcxLink, String> {
         rails = over.len(),
         "a connection over UCX"
     );
-    Ok(UcxLink::new(line))
+    Ok(UcxLink::new(line, over))
 }
 
 impl UcxDoor {

@@ -76,6 +76,18 @@ fn messages_go_both_ways(transport: Transport) {
         let mut hosts = hosts(transport, name, 2, size);
         hosts.connect();
         assert_eq!(transports(&hosts), [Some(transport.name()); 2]);
+        for relay in hosts.relays.iter().flatten() {
+            let peer = &relay.status(hosts.clock.now()).peers[0];
+            let detail = peer.transport_detail.as_deref();
+            match transport {
+                Transport::Ucx => {
+                    let detail = detail.unwrap();
+                    let is = detail.starts_with("rc_") && detail.ends_with(" (1 rail)");
+                    assert!(is, "{detail}");
+                }
+                _ => assert_eq!(detail, None),
+            }
+        }
         let mut flows: Vec<_> = (0..4)
             .map(|n| (hosts.pair(n % 2, 1 + n as u32 / 2), 0, 0))
             .collect();

@@ -113,6 +113,7 @@ fn peer_to_json(peer: &PeerStatus) -> Value {
         "state": peer.state.name(),
         "since_seconds": peer.since as f64 / 1e9,
         "transport": peer.transport,
+        "transport_detail": peer.transport_detail,
         "transport_reasons": peer.transport_reasons,
         "transport_failures": peer.transport_failures,
         "security": peer.security,
@@ -369,6 +370,11 @@ fn peers_to_text(all: &[Value]) -> Columns {
         let text = |name: &str| peer[name].as_str().filter(|text| !text.is_empty());
         let mut trouble: Vec<String> = text("trouble").map(Into::into).into_iter().collect();
         trouble.extend(text("transport_reasons").map(Into::into));
+        let over = text_of(&peer["transport"]);
+        let over = match text("transport_detail") {
+            Some(detail) => format!("{over}, {detail}"),
+            None => over,
+        };
         let last = text("last_end").filter(|_| trouble.is_empty());
         trouble.extend(last.map(|last| format!("last: {last}")));
         if trouble.is_empty() {
@@ -379,7 +385,7 @@ fn peers_to_text(all: &[Value]) -> Columns {
             text_of(&peer["node"]),
             text_of(&peer["state"]),
             span(&peer["since_seconds"]),
-            text_of(&peer["transport"]),
+            over,
             text_of(&peer["security"]),
             text_of(&peer["ups"]),
             trip,
@@ -431,4 +437,19 @@ fn rings_to_text(all: &[Value]) -> Columns {
         ]);
     }
     rings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_carries_a_peers_data_is_told_where_the_name_does_not_say_it() {
+        let peer = |transport: &str, detail: Value| json!({"endpoint": "10.0.0.1:10271", "transport": transport, "transport_detail": detail});
+        let over_ucx = peer("ucx", json!("rc_verbs/rxe0:1 (1 rail)"));
+        let text = peers_to_text(&[over_ucx, peer("verbs", Value::Null)]).to_string();
+        assert!(text.contains(" ucx, rc_verbs/rxe0:1 (1 rail) "), "{text}");
+        assert!(text.contains(" verbs "), "{text}");
+        assert!(!text.contains("verbs,"), "{text}");
+    }
 }

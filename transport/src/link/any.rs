@@ -147,6 +147,10 @@ impl Link for AnyLink {
         of_either!(self, link => link.patience())
     }
 
+    fn detail(&self) -> Option<String> {
+        of_either!(self, link => link.detail())
+    }
+
     fn quiesce(self) -> Quiesced {
         of_either!(self, link => (*link).quiesce())
     }

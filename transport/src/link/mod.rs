@@ -120,6 +120,11 @@ pub trait Link {
         }
     }
 
+    /// What carries it, where the transport's name does not say that.
+    fn detail(&self) -> Option<String> {
+        None
+    }
+
     /// Ends the link.
     fn quiesce(self) -> Quiesced;
 }

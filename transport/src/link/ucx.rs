@@ -88,6 +88,8 @@ struct Flush {
 #[derive(Debug)]
 pub struct UcxLink {
     line: Line,
+    /// What carries it: transport, device and port of each rail.
+    over: Vec<String>,
     sources: Vec<Option<Source>>,
     /// Of mirrors that the peer writes.
     memories: BySlot<Memory>,
@@ -120,9 +122,10 @@ pub struct UcxLink {
 
 impl UcxLink {
     /// Over a connection whose two ends know each other.
-    pub(crate) fn new(line: Line) -> UcxLink {
+    pub(crate) fn new(line: Line, over: Vec<String>) -> UcxLink {
         UcxLink {
             line,
+            over,
             sources: Vec::new(),
             memories: BySlot::default(),
             detached: VecDeque::new(),
@@ -610,6 +613,15 @@ impl Link for UcxLink {
 
     fn patience(&self) -> Nanos {
         ACK_DELAY_RDMA // with it a message of bytes is longer than what goes at once
+    }
+
+    fn detail(&self) -> Option<String> {
+        let rails = match self.over.len() {
+            1 => "rail",
+            _ => "rails",
+        };
+        let over = self.over.join(", ");
+        Some(format!("{over} ({} {rails})", self.over.len()))
     }
 
     fn quiesce(self) -> Quiesced {

@@ -3,6 +3,7 @@
 use super::peer::Peer;
 use super::rings::{Inbound, Outbound};
 use super::{Relay, Totals, Traffic};
+use crate::link::Link;
 use crate::network::{Control, Network};
 use crate::session::Nanos;
 use tbus::{Address, Uuid};
@@ -72,6 +73,8 @@ pub struct PeerStatus {
     pub since: Nanos,
     /// The transport in use, while connected.
     pub transport: Option<&'static str>,
+    /// What carries it, where its name does not say that.
+    pub transport_detail: Option<String>,
     /// Why no better one is in use, while connected; empty if it is the best.
     pub transport_reasons: String,
     /// What has failed, if the transport in use is in place of one that has.
@@ -193,6 +196,7 @@ impl<N: Network> Relay<N> {
             state: state_of(peer),
             since: now.saturating_sub(peer.up_since.unwrap_or(peer.down_since)),
             transport: has_link(peer).then(|| peer.over()),
+            transport_detail: peer.link.as_ref().and_then(Link::detail),
             transport_reasons: match has_link(peer) {
                 true => peer.choice.reasons(self.network.transports(), now),
                 false => String::new(),

@@ -388,3 +388,23 @@ fn keys_are_given_back() {
     ends.turn();
     assert_eq!(ends.workers[0].remote_keys(), 0);
 }
+
+/// Requests that nobody takes are bounded: the first ones make room.
+#[test]
+#[ignore = "needs an RDMA device: ci/rxe run"]
+fn requests_that_wait_are_bounded() {
+    let mut ends = Ends::apart();
+    let listener = Listener::new(&ends.workers[0], address(0)).unwrap();
+    let to = address(listener.port().unwrap());
+    let asking: Vec<_> = (0..70)
+        .map(|_| Endpoint::connect(&ends.workers[1], to).unwrap())
+        .collect();
+    ends.until(|ends| ends.failures[1].len() >= 6);
+    (0..1000).for_each(|_| ends.turn());
+    assert_eq!(ends.failures[1].len(), 6, "{:?}", ends.failures);
+    let waiting: Vec<_> = std::iter::from_fn(|| listener.request()).collect();
+    assert_eq!(waiting.len(), 64);
+    drop((waiting, listener));
+    ends.until(|ends| ends.failures[1].len() == 70);
+    drop(asking);
+}
