@@ -518,7 +518,7 @@ fn files_of_another_kind_are_refused() {
             "{\"format\": \"tbusperf\", \"format_version\": 1}".into(),
             "missing field",
         ),
-        (report.to_string()[..2000].to_string(), "not JSON"),
+        (report.to_string()[..1000].to_string(), "not JSON"),
         (
             newer.to_string(),
             "its format has version 2, this tbusperf reads 1",

@@ -10,9 +10,10 @@ use tbus_transport::wire::{CHUNK_HEADER, Chunk, Frame, MAX_CHUNK, MAX_TEXT};
 fn texts(frame: &mut Frame) -> Vec<&mut String> {
     match frame {
         Frame::Hello(hello) => vec![&mut hello.cluster, &mut hello.endpoint],
-        Frame::Refuse { text, .. } | Frame::Reject { text, .. } | Frame::Bye { text, .. } => {
-            vec![text]
-        }
+        Frame::Refuse { text, .. }
+        | Frame::Reject { text, .. }
+        | Frame::Decline { text, .. }
+        | Frame::Bye { text, .. } => vec![text],
         _ => Vec::new(),
     }
 }
