@@ -422,20 +422,20 @@ impl CursorSlots {
     /// predecessor that was killed between two stores left them in the slot that is not in force); others use
     /// [`CursorSlots::read`].
     fn current(&self) -> (u64, Cursor) {
-        let sequences = [0, 1].map(|s: usize| self.slots[s].sequence.load(Acquire)); // partner: Release in put
-        let current = match sequences[0].cmp(&sequences[1]) {
-            core::cmp::Ordering::Less => 1,
-            core::cmp::Ordering::Greater => 0,
-            core::cmp::Ordering::Equal => (sequences[0] & 1) as usize,
-        };
-        let position = self.slots[current].position.load(Acquire);
-        (
-            current as u64,
-            Cursor {
-                position,
-                sequence: sequences[current],
-            },
-        )
+        let (slot, sequence) = self.in_force();
+        let position = self.slots[slot as usize & 1].position.load(Acquire);
+        (slot, Cursor { position, sequence })
+    }
+
+    /// The slot in force and its sequence.
+    #[inline(always)]
+    fn in_force(&self) -> (u64, u64) {
+        let [a, b] = [0, 1].map(|s: usize| self.slots[s].sequence.load(Acquire)); // partner: Release in put
+        match a.cmp(&b) {
+            core::cmp::Ordering::Less => (1, b),
+            core::cmp::Ordering::Greater => (0, a),
+            core::cmp::Ordering::Equal => (a & 1, a),
+        }
     }
 
     /// What the cursor says, for its only writer.
@@ -450,8 +450,7 @@ impl CursorSlots {
             let (slot, cursor) = self.current();
             // The writer touches a slot only while the other one is in force. If the position was of such a
             // later store, its Acquire also shows what put the other slot in force (partner: Release in put).
-            let (same_slot, again) = self.current();
-            if slot == same_slot && cursor.sequence == again.sequence {
+            if self.in_force() == (slot, cursor.sequence) {
                 return Some(cursor);
             }
         }

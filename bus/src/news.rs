@@ -146,6 +146,10 @@ fn ignore_existing(result: Result<()>) -> Result<()> {
     }
 }
 
+fn is_set(words: &[u64; LINE / 8]) -> bool {
+    words.iter().fold(0, |any, word| any | word) != 0
+}
+
 /// The relay's end of a directory's news.
 #[derive(Debug)]
 pub struct NewsReader {
@@ -174,15 +178,16 @@ impl NewsReader {
     pub fn take(&self, slots: u32, mut see: impl FnMut(u32)) {
         let words = &self.news.words;
         for line in Self::lines(slots) {
-            if !words.line_is_set(line) {
-                continue; // Relaxed: the swap below does the ordering
+            let all = words.line(line); // Relaxed: the swap below does the ordering
+            if !is_set(&all) {
+                continue;
             }
-            for index in LINE / 8 * line..LINE / 8 * (line + 1) {
-                let mut set = words.at(index).load(Relaxed); // as above
+            for (index, word) in all.iter().enumerate() {
+                let mut set = *word;
                 while set != 0 {
                     let byte = set.trailing_zeros() as usize / 8;
                     set &= !(0xff << (8 * byte));
-                    let byte = 8 * index + byte;
+                    let byte = LINE * line + 8 * index + byte;
                     // AcqRel: the cursor was stored before the byte (partner: Release in News::announce).
                     if words.byte(byte).swap(0, Ordering::AcqRel) != 0 {
                         see((byte - FIRST) as u32);
@@ -194,7 +199,7 @@ impl NewsReader {
 
     /// True if there is news of a slot below `slots`.
     pub fn any(&self, slots: u32) -> bool {
-        Self::lines(slots).any(|line| self.news.words.line_is_set(line))
+        Self::lines(slots).any(|line| is_set(&self.news.words.line(line)))
     }
 
     /// Announces a sleep: from now on who makes news rings the doorbell. True if there is none yet of slots below

@@ -323,10 +323,10 @@ impl Words {
         unsafe { AtomicU8::from_ptr(self.base.cast::<u8>().add(index).as_ptr()) }
     }
 
-    /// True if any of the eight words of a cache line is not 0; `line` counts such lines. Relaxed, and each word for
-    /// itself. JUSTIFICATION: one check for eight loads; a relay looks through thousands of words in each pass.
+    /// The eight words of a cache line; `line` counts such lines. Relaxed, and each word for itself. JUSTIFICATION: one
+    /// check for eight loads; a relay looks through thousands of words in each pass.
     #[inline]
-    pub fn line_is_set(&self, line: usize) -> bool {
+    pub fn line(&self, line: usize) -> [u64; 8] {
         assert!(
             8 * line + 7 < self.count,
             "line {line} of {} words",
@@ -334,7 +334,7 @@ impl Words {
         );
         // SAFETY: inside the mapping by the check above, aligned, atomics to everybody.
         let words = unsafe { &*self.base.add(8 * line).cast::<[AtomicU64; 8]>().as_ptr() };
-        words.iter().fold(0, |any, word| any | word.load(Relaxed)) != 0
+        words.each_ref().map(|word| word.load(Relaxed))
     }
 }
 

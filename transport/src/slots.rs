@@ -80,6 +80,13 @@ impl<T> BySlot<T> {
     }
 
     /// All with their numbers, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        let low = self.low.iter().enumerate();
+        let low = low.filter_map(|(slot, value)| Some((slot as u32, value.as_ref()?)));
+        low.chain(self.high.iter().map(|(slot, value)| (*slot, value)))
+    }
+
+    /// The same, of a table that is not needed any more.
     pub fn into_all(self) -> impl Iterator<Item = (u32, T)> {
         let low = self.low.into_iter().enumerate();
         let low = low.filter_map(|(slot, value)| Some((slot as u32, value?)));
@@ -108,10 +115,13 @@ mod tests {
             (table.remove(&1), table.remove(&5000), table.len()),
             (None, None, 5)
         );
+        let mut seen: Vec<_> = table.iter().map(|(slot, value)| (slot, *value)).collect();
         let mut all: Vec<_> = table.into_all().collect();
+        seen.sort();
         all.sort();
         let expected = [(0, 0), (7, 9), (LOW - 1, 2), (LOW + 1, 4), (u32::MAX, 15)];
         assert_eq!(all, expected);
+        assert_eq!(seen, expected);
     }
 
     #[test]

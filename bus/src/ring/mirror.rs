@@ -124,9 +124,13 @@ impl<M: Memory> Publisher<M> {
     }
 
     fn set_tail(&mut self, tail: Cursor) {
+        let is_next = tail.sequence == self.tail.sequence + 1;
         self.tail = tail;
         let control = self.memory.control();
-        control.producer.tail.jump(tail);
+        match is_next {
+            true => control.producer.tail.advance(tail),
+            false => control.producer.tail.jump(tail),
+        }
         compiler_barrier();
         if self.fence {
             fence(Ordering::SeqCst);

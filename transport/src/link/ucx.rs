@@ -15,9 +15,9 @@
 mod inlet;
 
 use super::{Event, Link, Quiesced, Remote};
-use crate::link::verbs::{DETACHED, Mirrored, STANDSTILL, Standstill};
+use crate::link::verbs::{BUSY_POLLS, DETACHED, Mirrored, STANDSTILL, Standstill};
 use crate::session::{ACK_DELAY_RDMA, Nanos};
-use crate::slots::Hashed as BySlot;
+use crate::slots::Hashed;
 use crate::wire::{Chunk, Control, Data, MAX_CHUNK};
 pub(crate) use inlet::{Hub, Line};
 use inlet::{Mirror, PeerKey};
@@ -34,6 +34,8 @@ const UNDER_WAY: u64 = 2 << 20;
 const POSTED: usize = 64;
 /// Pieces of a ring that are longer are put.
 const PUT: u64 = 32 << 10;
+/// So many bytes are put at a time, at most: each put takes a flush and a message besides.
+const PIECE: u64 = 256 << 10;
 /// Mirrors of so many bytes can be put to.
 pub(crate) const LARGE: u64 = 1 << 16;
 /// Between two looks whether what was sent arrives.
@@ -46,7 +48,7 @@ const LOOK: Duration = Duration::from_millis(1);
 const POLLS: u32 = 64;
 /// UCX gets so long to give everything back when a link ends.
 const DRAIN: Duration = Duration::from_millis(50);
-/// Turns of the worker in one poll: what it brings may be other links'.
+/// Turns of the worker in one poll that brings nothing for this link: what they bring may be other links'.
 const TURNS: u32 = 64;
 
 #[derive(Debug)]
@@ -58,6 +60,32 @@ struct Source {
     mirror: Option<(RemoteKey, u64)>,
     /// Nothing more is to be sent of it: its memory is given back when what was accepted has gone out.
     detached: bool,
+}
+
+/// Bytes of a ring that go together, in a message or by a put.
+#[derive(Debug)]
+struct Piece {
+    data: Data,
+    is_put: bool,
+}
+
+impl Source {
+    /// What goes first of [from, to).
+    fn piece(&self, slot: u32, from: u64, to: u64, put_from: u64) -> Piece {
+        // Either ends where the ring does, for the memory is mapped once.
+        let length = (to - from).min(self.capacity - from % self.capacity);
+        let is_put = self.mirror.is_some() && length > put_from;
+        let most = if is_put { PIECE } else { MAX_CHUNK as u64 };
+        Piece {
+            data: Data {
+                slot,
+                epoch: self.epoch,
+                position: from,
+                length: length.min(most) as u32,
+            },
+            is_put,
+        }
+    }
 }
 
 /// What is accepted and not given to UCX yet.
@@ -92,7 +120,7 @@ pub struct UcxLink {
     over: Vec<String>,
     sources: Vec<Option<Source>>,
     /// Of mirrors that the peer writes.
-    memories: BySlot<Memory>,
+    memories: Hashed<Memory>,
     /// Mirrors that are detached and still have their memory, the oldest first.
     detached: VecDeque<(Instant, u32)>,
     mirrored: Mirrored,
@@ -127,7 +155,7 @@ impl UcxLink {
             line,
             over,
             sources: Vec::new(),
-            memories: BySlot::default(),
+            memories: Hashed::default(),
             detached: VecDeque::new(),
             mirrored: Mirrored::default(),
             items: VecDeque::new(),
@@ -250,83 +278,107 @@ impl UcxLink {
         }
     }
 
-    /// The next item's bytes, as many as one message takes.
-    fn take_data(&mut self) -> Result<Option<Data>, String> {
-        let Some(Item::Data { slot, from, to }) = self.items.front_mut() else {
+    /// The next item's bytes, if it is some: as many as are sent or put at a time.
+    fn next_piece(&self) -> Result<Option<Piece>, String> {
+        let Some(Item::Data { slot, from, to }) = self.items.front() else {
             return Ok(None);
         };
-        let (slot, begin) = (*slot, *from);
-        let Some(Some(source)) = self.sources.get(slot as usize) else {
-            return Err(format!("slot {slot} was detached with bytes under way"));
-        };
-        // A message ends where the ring does, for the memory is mapped once.
-        let length = (*to - begin)
-            .min(source.capacity - begin % source.capacity)
-            .min(MAX_CHUNK as u64);
-        *from += length;
-        let data = Data {
-            slot,
-            epoch: source.epoch,
-            position: begin,
-            length: length as u32,
-        };
-        if *from == *to {
-            self.items.pop_front();
+        match self.sources.get(*slot as usize) {
+            Some(Some(source)) => Ok(Some(source.piece(*slot, *from, *to, self.put_from))),
+            _ => Err(format!("slot {slot} was detached with bytes under way")),
         }
-        Ok(Some(data))
+    }
+
+    /// So many bytes of the next item are not waiting any more.
+    fn advance(&mut self, length: u32) {
+        if let Some(Item::Data { from, to, .. }) = self.items.front_mut() {
+            *from += u64::from(length);
+            if *from >= *to {
+                self.items.pop_front();
+            }
+        }
     }
 
     /// Gives UCX one piece of the next items: bytes, or progress, or both.
     fn post(&mut self) -> Result<(), String> {
         let before = self.take_control();
-        let data = match before.is_some() && self.is_next_put() {
-            true => None,
-            false => self.take_data()?,
-        };
-        let Some(data) = data else {
-            let chunk = Chunk {
-                data: None,
-                control: before,
-            };
-            return self.tell(&chunk);
-        };
-        let Some(Some(source)) = self.sources.get(data.slot as usize) else {
-            return Err(format!("slot {} is gone", data.slot));
-        };
-        let mirror = source
-            .mirror
-            .as_ref()
-            .filter(|_| u64::from(data.length) > self.put_from);
-        let memory = source.memory.clone();
-        let at = (data.position % source.capacity) as usize;
-        let range = at..at + data.length as usize;
-        match mirror {
-            Some((key, address)) => {
-                let endpoint = &self.line.endpoint;
-                let to = address.wrapping_add(at as u64);
-                let put = endpoint.put(&memory, range, key, to);
-                self.posted(put, Some(&data))?;
-                self.put.push(data);
+        let piece = match self.next_piece()? {
+            // A put has no room for it.
+            Some(piece) if !(piece.is_put && before.is_some()) => piece,
+            _ => {
+                return self.tell(&Chunk {
+                    data: None,
+                    control: before,
+                });
             }
-            None => {
-                let body = Body::Memory(&memory, (range.start, range.end));
-                let control = before.or_else(|| self.take_control());
-                let endpoint = &self.line.endpoint;
-                let sent = match control {
-                    None => endpoint.send(&inlet::header(&data), body, How::Eager),
-                    Some(_) => {
-                        let chunk = Chunk {
-                            data: Some(data),
-                            control,
-                        };
-                        endpoint.send(&chunk.encode(), body, How::Eager)
-                    }
-                };
-                self.posted(sent, Some(&data))?;
-            }
+        };
+        let data = piece.data;
+        self.advance(data.length);
+        if piece.is_put {
+            self.write(data)?;
+        } else {
+            let control = before.or_else(|| self.take_control());
+            self.send(data, control)?;
         }
         self.give_back(data.slot);
         Ok(())
+    }
+
+    /// Sends bytes of a ring in a message, and progress with them.
+    fn send(&mut self, data: Data, control: Option<Control>) -> Result<(), String> {
+        let source = self.source(data.slot)?;
+        let at = (data.position % source.capacity) as usize;
+        let body = Body::Memory(&source.memory, (at, at + data.length as usize));
+        let endpoint = &self.line.endpoint;
+        let sent = match control {
+            None => endpoint.send(&inlet::header(&data), body, How::Eager),
+            Some(_) => {
+                let data = Some(data);
+                endpoint.send(&Chunk { data, control }.encode(), body, How::Eager)
+            }
+        };
+        self.posted(sent, Some(&data))
+    }
+
+    /// Puts bytes of a ring where they belong in the mirror. The peer is told when they are there.
+    fn write(&mut self, data: Data) -> Result<(), String> {
+        let source = self.source(data.slot)?;
+        let Some((key, address)) = &source.mirror else {
+            return Err(format!("the mirror of slot {} cannot be put to", data.slot));
+        };
+        let at = data.position % source.capacity;
+        let range = at as usize..at as usize + data.length as usize;
+        let to = address.wrapping_add(at);
+        let put = self.line.endpoint.put(&source.memory, range, key, to);
+        self.posted(put, Some(&data))?;
+        self.put.push(data);
+        Ok(())
+    }
+
+    fn source(&self, slot: u32) -> Result<&Source, String> {
+        let source = self.sources.get(slot as usize).and_then(Option::as_ref);
+        source.ok_or_else(|| format!("slot {slot} is gone"))
+    }
+
+    /// Sends what goes in one message and has nothing to wait for: the queue, though short, takes longer than this. Returns up to where.
+    fn send_now(&mut self, slot: u32, from: u64, to: u64) -> u64 {
+        if !self.items.is_empty() || self.flying.len() >= POSTED {
+            return from;
+        }
+        let Ok(source) = self.source(slot) else {
+            return from;
+        };
+        let piece = source.piece(slot, from, to, self.put_from);
+        if piece.is_put {
+            return from;
+        }
+        match self.send(piece.data, None) {
+            Ok(()) => from + u64::from(piece.data.length),
+            Err(why) => {
+                self.fail(why);
+                from
+            }
+        }
     }
 
     /// Sends a message without bytes.
@@ -373,27 +425,26 @@ impl UcxLink {
         Ok(())
     }
 
-    /// Tells the peer what is written, and the relay what is read no more.
-    fn finish(&mut self, events: &mut Vec<Event>) -> Result<(), String> {
+    /// Tells the peer what is written.
+    fn tell_put(&mut self) -> Result<(), String> {
         while let Some(flush) = self.flushes.front_mut()
             && let Some(outcome) = flush.operation.outcome()
         {
             outcome.map_err(|error| error.to_string())?;
             self.done = self.done.wrapping_add(1);
-            for data in self
-                .flushes
-                .pop_front()
-                .map(|flush| flush.put)
-                .into_iter()
-                .flatten()
-            {
-                let chunk = Chunk {
-                    data: Some(data),
-                    control: self.take_control(),
-                };
-                self.tell(&chunk)?;
+            let put = self.flushes.pop_front().map(|flush| flush.put);
+            for data in put.into_iter().flatten() {
+                let header = inlet::put_header(&data);
+                let endpoint = &self.line.endpoint;
+                let told = endpoint.send(&header, Body::None, How::Eager);
+                self.posted(told, None)?;
             }
         }
+        Ok(())
+    }
+
+    /// Tells the relay what is read no more.
+    fn tell_done(&mut self, events: &mut Vec<Event>) -> Result<(), String> {
         while let Some(first) = self.flying.front_mut()
             && let Some(outcome) = first.operation.outcome()
         {
@@ -414,17 +465,6 @@ impl UcxLink {
             }
         }
         Ok(())
-    }
-
-    /// True if the next item is to be put.
-    fn is_next_put(&self) -> bool {
-        match self.items.front() {
-            Some(Item::Data { slot, from, to }) => {
-                let source = self.sources.get(*slot as usize).and_then(Option::as_ref);
-                to - from > self.put_from && source.is_some_and(|source| source.mirror.is_some())
-            }
-            _ => false,
-        }
     }
 
     /// Looks whether the peer has told by what its mirror can be written.
@@ -543,6 +583,10 @@ impl Link for UcxLink {
             self.look_for_key(slot);
         }
         self.under_way += to - from;
+        let from = self.send_now(slot, from, to);
+        if from == to {
+            return true;
+        }
         match self.items.back_mut() {
             Some(Item::Data {
                 slot: last,
@@ -571,27 +615,33 @@ impl Link for UcxLink {
         }
     }
 
-    fn poll(&mut self, budget: usize, events: &mut Vec<Event>) -> bool {
+    fn poll(&mut self, _budget: usize, events: &mut Vec<Event>) -> bool {
+        if self.told {
+            self.line.hub.progress();
+            return false;
+        }
         let mut taken = 0;
         for _ in 0..TURNS {
-            let any = self.line.hub.progress();
-            if self.told {
-                return false;
-            }
-            match self.line.take(events) {
+            let (any, came) = self.line.turn(events);
+            match came {
                 Ok(bytes) => taken += bytes,
                 Err(why) => self.fail(why),
             }
-            if !any || taken >= budget {
+            // What came waits for nothing more: another turn takes as long as a message.
+            if !any || taken > 0 {
                 break;
             }
         }
-        if self.down.is_none()
-            && let Err(why) = self.finish(events)
-        {
-            self.fail(why);
-        }
         self.polls = self.polls.wrapping_add(1);
+        if self.down.is_none() {
+            let mut told = self.tell_put();
+            if taken == 0 || self.polls.is_multiple_of(BUSY_POLLS) {
+                told = told.and_then(|()| self.tell_done(events));
+            }
+            if let Err(why) = told {
+                self.fail(why);
+            }
+        }
         if self.polls.is_multiple_of(POLLS) && self.down.is_none() {
             let now = Instant::now();
             if now - self.looked > LOOK {

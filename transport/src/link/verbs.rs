@@ -58,6 +58,8 @@ pub(crate) const ESTABLISHED: Duration = Duration::from_secs(3);
 pub(super) const DETACHED: Duration = Duration::from_secs(5);
 /// Bytes that a notice counts as at least.
 const NOTICE: usize = 512;
+/// In so many polls one tells what is read no more, though something came: who waits for what came waits for nothing else.
+pub(super) const BUSY_POLLS: u32 = 8;
 /// Between two looks at what seldom happens.
 const LOOK: Duration = Duration::from_millis(1);
 /// Polls between two looks at the clock.
@@ -920,10 +922,10 @@ impl Link for VerbsLink {
                 Err(error) => self.fail(error.to_string()),
             }
         }
-        if self.down.is_none() {
+        self.polls = self.polls.wrapping_add(1);
+        if self.down.is_none() && (taken == 0 || self.polls.is_multiple_of(BUSY_POLLS)) {
             self.tell_done(events);
         }
-        self.polls = self.polls.wrapping_add(1);
         if self.polls.is_multiple_of(POLLS) && self.down.is_none() {
             let now = Instant::now();
             if now - self.looked > LOOK {

@@ -24,8 +24,8 @@ impl<N: Network> Relay<N> {
         }
         // That bytes have gone out, or that the link has ended, is also something to do before a sleep.
         let any = any || !events.is_empty();
-        for event in events.drain(..) {
-            match event {
+        for event in &events {
+            match *event {
                 Event::Arrived { slot, to } => self.publish(p, slot, to, now),
                 Event::SourceDone { slot, to } => {
                     if let Some(&index) = self.peers[p].out.get(slot as usize)
@@ -38,10 +38,11 @@ impl<N: Network> Relay<N> {
                         }
                     }
                 }
-                event => self.peers[p].later.push(event),
+                ref event => self.peers[p].later.push(event.clone()),
             }
         }
-        self.events = events; // empty; its room is used again
+        events.clear();
+        self.events = events; // its room is used again
         any
     }
 
@@ -260,10 +261,14 @@ impl<N: Network> Relay<N> {
 
     /// Appends what applications have sent, and notes what they have released. True if there was any news.
     pub(super) fn take_news(&mut self, now: Nanos) -> bool {
-        let mut slots = std::mem::take(&mut self.with_news);
+        let slots = &mut self.with_news;
         slots.clear();
         self.news
             .take(self.rings.news_slots(), |slot| slots.push(slot));
+        if slots.is_empty() {
+            return false;
+        }
+        let slots = std::mem::take(slots);
         for slot in &slots {
             // By index: looking at one may change the list.
             let mut index = 0;
@@ -275,9 +280,8 @@ impl<N: Network> Relay<N> {
                 }
             }
         }
-        let any = !slots.is_empty();
         self.with_news = slots; // its room is used again
-        any
+        true
     }
 
     /// There is news of an inbound ring: its peer hears of it in time, or at once if it waits for that or may well do so.

@@ -9,7 +9,7 @@ use tbus_transport::session::{HEARTBEAT, SILENCE};
 type Scenario = (&'static str, fn(&mut Sim) -> Result<(), Wrong>);
 
 /// All of them.
-pub const ALL: [Scenario; 17] = [
+pub const ALL: [Scenario; 18] = [
     ("sender_dies_in_the_midst_of_a_message", sender_dies),
     ("sender_dies_before_it_wakes_the_relay", no_wake_up),
     ("receiver_dies_between_reading_and_releasing", receiver_dies),
@@ -22,6 +22,7 @@ pub const ALL: [Scenario; 17] = [
         "a_second_relay_is_refused_until_the_first_dies",
         second_relay,
     ),
+    ("acknowledged_before_a_sleep", acknowledged),
     ("receiving_host_is_lost", receiving_host),
     ("sending_host_is_lost", sending_host),
     ("cut_and_healed", |sim| cut(sim, &[(0, 1), (1, 0)])),
@@ -122,6 +123,36 @@ fn receiver_dies(sim: &mut Sim) -> Result<(), Wrong> {
         calm(sim, 10 * MS)?;
         sim.flows[0].receive(3, true)?;
         sim.flows[0].receiver = None;
+    }
+    Ok(())
+}
+
+/// Bytes that the peers of a host have not acknowledged.
+fn unacknowledged(sim: &Sim, host: usize) -> u64 {
+    let live = sim.hosts[host].live.iter();
+    let rings = live.flat_map(|live| live.relay.status(sim.now()).rings);
+    let out = rings.filter(|ring| ring.outbound);
+    out.map(|ring| ring.lag).sum()
+}
+
+/// A message alone is acknowledged though nothing follows it and both relays go to sleep.
+fn acknowledged(sim: &mut Sim) -> Result<(), Wrong> {
+    connect(sim)?;
+    for _ in 0..20 {
+        settle(sim)?;
+        sim.sends = false;
+        calm(sim, 20 * MS)?;
+        sim.sends = true;
+        let count = sim.flows[0].sent.len();
+        let until = sim.now() + SECOND;
+        sim.run(until, |sim| sim.flows[0].sent.len() > count)?;
+        settle(sim)?;
+        sim.sends = false;
+        let until = sim.now() + 10 * MS;
+        if !sim.run(until, |sim| unacknowledged(sim, 0) == 0)? {
+            return Err("what has come is not acknowledged within 10 ms".into());
+        }
+        sim.sends = true;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::bindings::ucp::*;
 use crate::context::{Memory, TRANSPORTS};
 use crate::error::{Error, Result, check};
 use crate::library::text;
-use crate::worker::{Inner, Keeps, Keys, Left, Operation, Worker, locked};
+use crate::worker::{Inner, Keeps, Keys, Left, Operation, Worker};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use std::ffi::c_void;
 use std::net::SocketAddr;
@@ -96,7 +96,7 @@ pub enum How {
 unsafe extern "C" fn failed(told: *mut c_void, endpoint: ucp_ep_h, status: ucs_status_t) {
     // SAFETY: what the endpoint was made with, which lives as long as its worker.
     let told = unsafe { &*told.cast_const().cast::<crate::worker::Told>() };
-    locked(&told.failures).push((Key::of(endpoint), status.0));
+    told.failed(Key::of(endpoint), status.0);
 }
 
 impl Endpoint {
@@ -227,7 +227,7 @@ impl Endpoint {
             )
         };
         drop(calls);
-        let keeps = Keeps {
+        let keeps = || Keeps {
             memory: Some(memory.0.clone()),
             key: Some(remote.clone()),
             ..Keeps::default()
@@ -249,52 +249,56 @@ impl Endpoint {
                 .ucp_ep_flush_nbx(self.raw.as_ptr(), &raw const params)
         };
         drop(calls);
-        Operation::new(
-            CALL,
-            Some(self.key()),
-            &self.worker,
-            result,
-            Keeps::default(),
-        )
+        Operation::new(CALL, Some(self.key()), &self.worker, result, Keeps::default)
     }
 
     /// Sends a message. That it is done says that its body is read.
     pub fn send(&self, header: &[u8], body: Body<'_>, how: How) -> Result<Operation> {
         const CALL: &str = "ucp_am_send_nbx";
-        let mut keeps = Keeps {
-            bytes: header.into(),
-            ..Keeps::default()
-        };
         // SAFETY: all zeros is valid: null pointers.
         let mut params: ucp_request_param_t = unsafe { std::mem::zeroed() };
         params.op_attr_mask = ucp_op_attr_t::UCP_OP_ATTR_FIELD_FLAGS.0;
         params.flags = ucp_send_am_flags::UCP_AM_SEND_FLAG_REPLY.0;
-        let (mut place, mut length) = (null(), 0);
-        if let Body::Memory(memory, (from, to)) = body {
-            place = memory.0.part(CALL, &(from..to))?.cast_const();
+        let (mut place, mut length, mut memory) = (null(), 0, None);
+        if let Body::Memory(of, (from, to)) = body {
+            place = of.0.part(CALL, &(from..to))?.cast_const();
             length = to - from;
+            memory = Some(&of.0);
             params.op_attr_mask |= ucp_op_attr_t::UCP_OP_ATTR_FIELD_MEMH.0;
-            params.memh = memory.0.raw.as_ptr();
-            keeps.memory = Some(memory.0.clone());
+            params.memh = of.0.raw.as_ptr();
         }
         params.flags |= match how {
             How::Eager => ucp_send_am_flags::UCP_AM_SEND_FLAG_EAGER.0,
             How::Announced => ucp_send_am_flags::UCP_AM_SEND_FLAG_RNDV.0,
         };
-        let calls = self.worker.lock();
-        // SAFETY: live; header and body are in what the operation keeps.
+        let mut calls = self.worker.lock();
+        let mut kept = std::mem::take(&mut *calls);
+        if kept.len() < header.len() {
+            kept = vec![0; header.len()].into();
+        }
+        kept[..header.len()].copy_from_slice(header);
+        // SAFETY: live; header and body are in what the operation keeps, if it goes on.
         let result = unsafe {
             self.worker.ucx().ucp.ucp_am_send_nbx(
                 self.raw.as_ptr(),
                 MESSAGES,
-                keeps.bytes.as_ptr().cast(),
-                keeps.bytes.len(),
+                kept.as_ptr().cast(),
+                header.len(),
                 place.cast(),
                 length,
                 &raw const params,
             )
         };
+        if result.is_null() {
+            *calls = kept;
+            return Ok(Operation::done());
+        }
         drop(calls);
+        let keeps = || Keeps {
+            memory: memory.cloned(),
+            header: kept,
+            ..Keeps::default()
+        };
         Operation::new(CALL, Some(self.key()), &self.worker, result, keeps)
     }
 
@@ -350,7 +354,7 @@ impl Drop for Endpoint {
         };
         drop(calls);
         // Another endpoint may come to bear the same name.
-        locked(&self.worker.told.failures).retain(|(key, _)| *key != self.key());
+        self.worker.told.forget(self.key());
         let is_request = !(-100..=0).contains(&(result.addr() as isize));
         self.worker.leave(Left {
             of: Some(self.key()),

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::error;
@@ -32,7 +32,9 @@ pub(crate) struct Inner {
     raw: NonNull<ucp_worker>,
     fd: RawFd,
     /// Held during each call on the worker or an endpoint of it.
-    calls: Mutex<()>,
+    calls: Mutex<Spare>,
+    /// Something may be in `left`: looked at with each turn, for which a lock is too dear.
+    has_left: AtomicBool,
     /// What UCX's callbacks reach.
     pub told: Box<Told>,
     /// What its owners have dropped, and UCX is not done with.
@@ -40,9 +42,16 @@ pub(crate) struct Inner {
     pub keys: Arc<Keys>,
 }
 
+/// A place for the next header: one that UCX was done with at once, which is the rule.
+pub(crate) type Spare = Box<[u8]>;
+
 /// Remote keys that UCX has for a worker.
 #[derive(Debug, Default)]
-pub(crate) struct Keys(Mutex<Counted>);
+pub(crate) struct Keys {
+    counted: Mutex<Counted>,
+    /// As [`Inner::has_left`].
+    has_over: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Counted {
@@ -60,12 +69,14 @@ unsafe impl Send for Over {}
 impl Keys {
     /// There is another one.
     pub fn count(&self) {
-        locked(&self.0).count += 1;
+        locked(&self.counted).count += 1;
     }
 
     /// Nobody has this one any more.
     pub fn give_back(&self, raw: NonNull<ucp_rkey>) {
-        locked(&self.0).over.push(Over(raw));
+        locked(&self.counted).over.push(Over(raw));
+        // Relaxed, as wherever this is used: the lock orders what it tells of, and a turn that misses it is not the last.
+        self.has_over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -75,7 +86,22 @@ pub(crate) struct Told {
     /// A [`Turn`], while there is one.
     turn: AtomicPtr<c_void>,
     /// Endpoints that have failed, and with which `ucs_status_t`.
-    pub failures: Mutex<Vec<(Key, i8)>>,
+    failures: Mutex<Vec<(Key, i8)>>,
+    /// As [`Inner::has_left`].
+    has_failures: AtomicBool,
+}
+
+impl Told {
+    /// An endpoint has failed.
+    pub fn failed(&self, key: Key, status: i8) {
+        locked(&self.failures).push((key, status));
+        self.has_failures.store(true, Ordering::Relaxed);
+    }
+
+    /// What was told of an endpoint is of no interest any more.
+    pub fn forget(&self, key: Key) {
+        locked(&self.failures).retain(|(failed, _)| *failed != key);
+    }
 }
 
 /// A [`Worker::progress`], to which messages go.
@@ -105,11 +131,11 @@ unsafe impl Sync for Inner {}
 
 /// What UCX reads for as long as an operation is under way.
 #[derive(Debug, Default)]
+#[expect(dead_code, reason = "kept, not read")]
 pub(crate) struct Keeps {
     pub memory: Option<Arc<Mapped>>,
-    #[expect(dead_code, reason = "kept, not read")]
     pub key: Option<Arc<Unpacked>>,
-    pub bytes: Box<[u8]>,
+    pub header: Box<[u8]>,
 }
 
 /// Something that has come. What it refers to is gone when the sink returns.
@@ -154,7 +180,7 @@ impl Inner {
     }
 
     /// For a call on the worker or an endpoint of it.
-    pub fn lock(&self) -> MutexGuard<'_, ()> {
+    pub fn lock(&self) -> MutexGuard<'_, Spare> {
         locked(&self.calls)
     }
 
@@ -164,6 +190,7 @@ impl Inner {
 
     pub fn leave(&self, left: Left) {
         locked(&self.left).push(left);
+        self.has_left.store(true, Ordering::Relaxed);
     }
 
     fn progress_once(&self) -> bool {
@@ -171,7 +198,7 @@ impl Inner {
         unsafe { self.ucx().ucp.ucp_worker_progress(self.raw()) != 0 }
     }
 
-    /// Lets go of what UCX is done with.
+    /// Lets go of what UCX is done with. How much is left then.
     fn tidy(&self) -> usize {
         let ucp = &self.ucx().ucp;
         let mut left = locked(&self.left);
@@ -192,8 +219,10 @@ impl Inner {
             }
             false
         });
+        self.has_left.store(!left.is_empty(), Ordering::Relaxed);
         // What was done with kept some.
-        let mut keys = locked(&self.keys.0);
+        let mut keys = locked(&self.keys.counted);
+        self.keys.has_over.store(false, Ordering::Relaxed);
         keys.count -= keys.over.len();
         for key in keys.over.drain(..) {
             // SAFETY: live, destroyed once, and nothing is under way with it, for that would keep it.
@@ -249,7 +278,8 @@ impl Worker {
             context,
             raw,
             fd: -1,
-            calls: Mutex::new(()),
+            calls: Mutex::default(),
+            has_left: AtomicBool::new(false),
             told: Box::default(),
             left: Mutex::default(),
             keys: Arc::default(),
@@ -291,7 +321,10 @@ impl Worker {
             .store((&raw mut turn).cast(), Ordering::Relaxed);
         let progressed = self.0.progress_once();
         self.0.told.turn.store(null_mut(), Ordering::Relaxed);
-        self.0.tidy();
+        let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        if is_set(&self.0.has_left) || is_set(&self.0.keys.has_over) {
+            self.0.tidy();
+        }
         drop(calls);
         progressed
     }
@@ -306,7 +339,7 @@ impl Worker {
 
     /// Remote keys that UCX has. Those that are not needed any more go with the next [`progress`](Worker::progress).
     pub fn remote_keys(&self) -> usize {
-        locked(&self.0.keys.0).count
+        locked(&self.0.keys.counted).count
     }
 
     /// Makes the [descriptor](Worker::fd) tell of what comes from now on. False if there is something already: call
@@ -328,7 +361,13 @@ impl Worker {
 
     /// The endpoints that are of no further use since the last look, and why.
     pub fn failures(&self) -> Vec<(Key, Error)> {
-        let failures = std::mem::take(&mut *locked(&self.0.told.failures));
+        let told = &self.0.told;
+        if !told.has_failures.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut failures = locked(&told.failures);
+        told.has_failures.store(false, Ordering::Relaxed);
+        let failures = std::mem::take(&mut *failures);
         let why = |(key, status)| {
             let status = ucs_status_t(status);
             (key, Error::status(self.0.ucx(), "the connection", status))
@@ -423,7 +462,7 @@ impl Announced {
             result
         };
         drop(calls);
-        let keeps = Keeps {
+        let keeps = || Keeps {
             memory: Some(memory.0.clone()),
             ..Keeps::default()
         };
@@ -441,80 +480,96 @@ impl Drop for Announced {
 }
 
 /// Something under way. To drop it is to let it go on unseen.
+///
+/// Nearly all are done at once, so what is not has a place of its own, and the others are handed on at no cost.
 #[derive(Debug)]
-pub struct Operation(State);
+pub struct Operation(Option<Box<UnderWay>>);
 
 #[derive(Debug)]
-enum State {
-    Done,
-    UnderWay {
-        call: &'static str,
-        of: Option<Key>,
-        worker: Arc<Inner>,
-        request: NonNull<c_void>,
-        keeps: Keeps,
-    },
+struct UnderWay {
+    call: &'static str,
+    of: Option<Key>,
+    worker: Arc<Inner>,
+    /// None: it was freed, for all is done.
+    request: Option<NonNull<c_void>>,
+    keeps: Keeps,
 }
 
 // SAFETY: the request is a name of something of the worker, and used under its lock.
-unsafe impl Send for Operation {}
+unsafe impl Send for UnderWay {}
 
 impl Operation {
-    /// Of what a call has returned, for an endpoint if it is one's.
+    /// One that was done at once.
+    pub(crate) fn done() -> Operation {
+        Operation(None)
+    }
+
+    /// Of what a call has returned, for an endpoint if it is one's; and what that is to keep if it is under way.
     pub(crate) fn new(
         call: &'static str,
         of: Option<Key>,
         worker: &Arc<Inner>,
         result: ucs_status_ptr_t,
-        keeps: Keeps,
+        keeps: impl FnOnce() -> Keeps,
     ) -> Result<Operation> {
         let status = result.addr() as isize;
         match NonNull::new(result) {
-            None => Ok(Operation(State::Done)),
+            None => Ok(Operation::done()),
             // As UCS_PTR_IS_ERR has it.
             Some(_) if (-100..0).contains(&status) => Err(Error::status(
                 worker.ucx(),
                 call,
                 ucs_status_t(status as i8),
             )),
-            Some(request) => Ok(Operation(State::UnderWay {
+            request => Ok(Operation(Some(Box::new(UnderWay {
                 call,
                 of,
                 worker: worker.clone(),
                 request,
-                keeps,
-            })),
+                keeps: keeps(),
+            })))),
         }
     }
 
     /// True if there is an [`outcome`](Self::outcome).
     pub fn is_done(&self) -> bool {
-        let State::UnderWay {
-            worker, request, ..
-        } = &self.0
-        else {
-            return true;
-        };
-        let calls = worker.lock();
-        // SAFETY: a request of the worker that is not freed yet.
-        let status = unsafe { worker.ucx().ucp.ucp_request_check_status(request.as_ptr()) };
-        drop(calls);
-        status != ucs_status_t::UCS_INPROGRESS
+        self.0.as_ref().is_none_or(|under_way| under_way.is_done())
     }
 
     /// None as long as it is under way. An error may come once, and `Ok` after it.
+    #[inline]
     pub fn outcome(&mut self) -> Option<Result<()>> {
-        let State::UnderWay {
-            call,
-            worker,
-            request,
-            ..
-        } = &self.0
-        else {
+        match &mut self.0 {
+            None => Some(Ok(())),
+            Some(under_way) => {
+                let result = under_way.outcome()?;
+                self.0 = None;
+                Some(result)
+            }
+        }
+    }
+}
+
+impl UnderWay {
+    fn is_done(&self) -> bool {
+        let Some(request) = self.request else {
+            return true;
+        };
+        let _calls = self.worker.lock();
+        // SAFETY: a request of the worker that is not freed yet.
+        let status = unsafe {
+            let ucp = &self.worker.ucx().ucp;
+            ucp.ucp_request_check_status(request.as_ptr())
+        };
+        status != ucs_status_t::UCS_INPROGRESS
+    }
+
+    fn outcome(&mut self) -> Option<Result<()>> {
+        let Some(request) = self.request else {
             return Some(Ok(()));
         };
-        let ucx = worker.ucx();
-        let calls = worker.lock();
+        let ucx = self.worker.ucx();
+        let _calls = self.worker.lock();
         // SAFETY: a request of the worker that is not freed yet.
         let status = unsafe { ucx.ucp.ucp_request_check_status(request.as_ptr()) };
         if status == ucs_status_t::UCS_INPROGRESS {
@@ -522,31 +577,18 @@ impl Operation {
         }
         // SAFETY: the same, and freed once.
         unsafe { ucx.ucp.ucp_request_free(request.as_ptr()) };
-        let result = check(ucx, call, status);
-        drop(calls);
-        let State::UnderWay { worker, .. } = std::mem::replace(&mut self.0, State::Done) else {
-            unreachable!("it was under way");
-        };
-        // After the lock, for it may be the last.
-        drop(worker);
-        Some(result)
+        self.request = None;
+        Some(check(ucx, self.call, status))
     }
 }
 
-impl Drop for Operation {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let State::UnderWay {
-            of,
-            worker,
-            request,
-            keeps,
-            ..
-        } = &mut self.0
-        {
-            worker.leave(Left {
-                of: *of,
-                request: Some(*request),
-                keeps: std::mem::take(keeps),
+        if let Some(request) = self.request {
+            self.worker.leave(Left {
+                of: self.of,
+                request: Some(request),
+                keeps: std::mem::take(&mut self.keeps),
                 ..Left::default()
             });
         }

@@ -2,10 +2,9 @@
 
 use super::super::Event;
 use crate::link::socket::copy_in;
-use crate::slots::Hashed as BySlot;
+use crate::slots::{BySlot, Hashed};
 use crate::wire::{CHUNK_HEADER, Chunk, Control, Data, MAX_CHUNK, Token};
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tbus::Region;
@@ -21,6 +20,8 @@ const EARLY: usize = 1024;
 const KEYS: usize = 4096;
 /// Bytes of the header of a message of ring bytes alone: slot, epoch and position. They are as many as follow.
 const HEADER: usize = 20;
+/// The same and how many, of a message of ring bytes that were put.
+const PUT_HEADER: usize = HEADER + 4;
 /// Bytes in front of a packed key: slot, epoch and address, and zeros so that it is longer than any other header.
 const KEY_HEADER: usize = 64;
 /// A packed key has so many bytes at most.
@@ -33,7 +34,7 @@ const MISSING: Duration = Duration::from_millis(2500);
 pub(crate) struct Hub {
     pub context: Context,
     pub worker: Worker,
-    inlets: Mutex<HashMap<Key, Inlet, foldhash::fast::RandomState>>,
+    inlets: Mutex<Inlets>,
 }
 
 /// An endpoint whose messages are kept until somebody takes them. It is closed when it is dropped.
@@ -41,6 +42,19 @@ pub(crate) struct Hub {
 pub(crate) struct Line {
     pub hub: Arc<Hub>,
     pub endpoint: Endpoint,
+    /// Of its inlet.
+    number: usize,
+}
+
+/// What has come, of all lines.
+#[derive(Debug, Default)]
+struct Inlets {
+    /// By the lines' numbers; those of lines that are gone are used again.
+    all: Vec<Inlet>,
+    unused: Vec<usize>,
+    by_key: HashMap<Key, usize, foldhash::fast::RandomState>,
+    /// Whose message came last, for the next one's is the same as a rule: one look less at each.
+    last: Option<(Key, usize)>,
 }
 
 /// A mirror ring, as far as it is the link's.
@@ -77,9 +91,9 @@ pub(super) struct Inlet {
     progress: BySlot<Control>,
     token: Option<Token>,
     /// Of the peer's mirrors, until somebody asks for them.
-    keys: BySlot<PeerKey>,
+    keys: Hashed<PeerKey>,
     /// Slots that are over: nobody will ask for their keys. They are not used again.
-    over: BySlot<()>,
+    over: Hashed<()>,
     events: Vec<Event>,
     /// Bytes that the events stand for, at least so many each.
     taken: usize,
@@ -95,22 +109,37 @@ pub(super) fn header(data: &Data) -> [u8; HEADER] {
     header
 }
 
-/// What such a header says of so many bytes.
+/// The header of a message of ring bytes that were put.
+pub(super) fn put_header(data: &Data) -> [u8; PUT_HEADER] {
+    let mut all = [0; PUT_HEADER];
+    all[..HEADER].copy_from_slice(&header(data));
+    all[HEADER..].copy_from_slice(&data.length.to_le_bytes());
+    all
+}
+
+/// What the first of those says of so many bytes.
 fn data_of(header: &[u8; HEADER], length: usize) -> Result<Data, String> {
-    let number = |range: Range<usize>| {
-        let bytes = header[range].iter().rev();
-        bytes.fold(0u64, |number, byte| number << 8 | u64::from(*byte))
+    let word = |at: usize| {
+        let bytes = header[at..at + 8].try_into();
+        u64::from_le_bytes(bytes.expect("they are so many"))
     };
-    let position = number(12..20);
-    if length == 0 || length > MAX_CHUNK || position >= tbus::layout::MAX_POSITION {
+    let position = word(12);
+    if length == 0 || position >= tbus::layout::MAX_POSITION {
         return Err(format!("{length} bytes at position {position}"));
     }
     Ok(Data {
-        slot: number(0..4) as u32,
-        epoch: number(4..12),
+        slot: word(0) as u32,
+        epoch: word(4),
         position,
         length: length as u32,
     })
+}
+
+/// What the second says.
+fn put_of(header: &[u8; PUT_HEADER]) -> Result<Data, String> {
+    let (data, length) = header.split_first_chunk().expect("it is longer");
+    let length = length.try_into().expect("the rest is four bytes");
+    data_of(data, u32::from_le_bytes(length) as usize)
 }
 
 impl Hub {
@@ -123,21 +152,24 @@ impl Hub {
         }))
     }
 
-    fn inlets(&self) -> MutexGuard<'_, HashMap<Key, Inlet, foldhash::fast::RandomState>> {
+    fn inlets(&self) -> MutexGuard<'_, Inlets> {
         self.inlets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves things along. True if there was anything to do.
     pub fn progress(&self) -> bool {
-        let mut inlets = self.inlets();
+        self.turn(&mut self.inlets())
+    }
+
+    fn turn(&self, inlets: &mut Inlets) -> bool {
         let any = self.worker.progress(&mut |arrival| {
             // Of an endpoint that has just ended: nobody's.
-            if let Some(inlet) = inlets.get_mut(&arrival.from) {
+            if let Some(inlet) = inlets.of(arrival.from) {
                 inlet.take(arrival.header, &arrival.data);
             }
         });
         for (key, error) in self.worker.failures() {
-            if let Some(inlet) = inlets.get_mut(&key) {
+            if let Some(inlet) = inlets.of(key) {
                 inlet.fail(format!("the UCX connection has ended: {error}"));
             }
         }
@@ -150,18 +182,51 @@ impl Hub {
     }
 }
 
+impl Inlets {
+    fn add(&mut self, key: Key) -> usize {
+        let number = self.unused.pop().unwrap_or_else(|| {
+            self.all.push(Inlet::default());
+            self.all.len() - 1
+        });
+        self.by_key.insert(key, number);
+        number
+    }
+
+    fn remove(&mut self, key: Key, number: usize) {
+        self.by_key.remove(&key);
+        self.last = None;
+        self.all[number] = Inlet::default();
+        self.unused.push(number);
+    }
+
+    /// Where what comes from an endpoint belongs.
+    #[inline]
+    fn of(&mut self, key: Key) -> Option<&mut Inlet> {
+        let number = match self.last {
+            Some((last, number)) if last == key => number,
+            _ => {
+                let number = *self.by_key.get(&key)?;
+                self.last = Some((key, number));
+                number
+            }
+        };
+        self.all.get_mut(number)
+    }
+}
+
 impl Line {
     pub fn new(hub: &Arc<Hub>, endpoint: Endpoint) -> Line {
-        hub.inlets().insert(endpoint.key(), Inlet::default());
+        let number = hub.inlets().add(endpoint.key());
         Line {
             hub: hub.clone(),
             endpoint,
+            number,
         }
     }
 
     /// Does something with what has come.
     pub(super) fn inlet<T>(&self, act: impl FnOnce(&mut Inlet) -> T) -> T {
-        act(self.hub.inlets().entry(self.endpoint.key()).or_default())
+        act(&mut self.hub.inlets().all[self.number])
     }
 
     /// Shows the token, which is the first message each way.
@@ -187,15 +252,12 @@ impl Line {
         self.endpoint.send(&header, Body::None, How::Eager)
     }
 
-    /// The events so far, and the bytes that they stand for; or why there will be no more.
-    pub(super) fn take(&self, events: &mut Vec<Event>) -> Result<usize, String> {
-        self.inlet(|inlet| {
-            events.append(&mut inlet.events);
-            match &inlet.down {
-                Some(why) => Err(why.clone()),
-                None => Ok(std::mem::take(&mut inlet.taken)),
-            }
-        })
+    /// Moves things along, and takes the events of this line, and the bytes that they stand for; or why there will be no more. True if
+    /// there was anything to do, for whichever line.
+    pub(super) fn turn(&self, events: &mut Vec<Event>) -> (bool, Result<usize, String>) {
+        let mut inlets = self.hub.inlets();
+        let any = self.hub.turn(&mut inlets);
+        (any, inlets.all[self.number].taken(events))
     }
 
     /// True if there is anything to take.
@@ -207,7 +269,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         // Before the endpoint is closed, for another one may come to bear its key.
-        self.hub.inlets().remove(&self.endpoint.key());
+        self.hub.inlets().remove(self.endpoint.key(), self.number);
     }
 }
 
@@ -261,6 +323,15 @@ impl Inlet {
         self.down.get_or_insert(why);
     }
 
+    /// The events so far, see [`Line::turn`].
+    fn taken(&mut self, events: &mut Vec<Event>) -> Result<usize, String> {
+        events.append(&mut self.events);
+        match &self.down {
+            Some(why) => Err(why.clone()),
+            None => Ok(std::mem::take(&mut self.taken)),
+        }
+    }
+
     fn take(&mut self, header: &[u8], data: &Received<'_>) {
         if self.down.is_some() {
             return;
@@ -292,17 +363,26 @@ impl Inlet {
             };
         }
         if let Ok(header) = header.try_into() {
-            return self.arrived(&data_of(header, bytes.len())?, bytes);
+            let data = data_of(header, bytes.len())?;
+            return match bytes.len() > MAX_CHUNK {
+                true => Err(format!("a message of {} bytes", bytes.len())),
+                false => self.arrived(&data, Some(bytes)),
+            };
         }
         if header.len() > KEY_HEADER {
             return self.key(header);
+        }
+        if let Ok(header) = header.try_into()
+            && bytes.is_empty()
+        {
+            return self.arrived(&put_of(header)?, None);
         }
         let header: &[u8; CHUNK_HEADER] = header
             .try_into()
             .map_err(|_| format!("a message with a header of {} bytes", header.len()))?;
         let chunk = Chunk::decode(header).map_err(|error| error.to_string())?;
         match chunk.data {
-            Some(data) => self.arrived(&data, bytes)?,
+            Some(data) => self.arrived(&data, Some(bytes))?,
             None if bytes.is_empty() => {}
             None => return Err(format!("{} bytes that belong nowhere", bytes.len())),
         }
@@ -312,8 +392,8 @@ impl Inlet {
         Ok(())
     }
 
-    /// Bytes of a mirror have come.
-    fn arrived(&mut self, data: &Data, bytes: &[u8]) -> Result<(), String> {
+    /// Bytes of a mirror have come. None: they were put.
+    fn arrived(&mut self, data: &Data, bytes: Option<&[u8]>) -> Result<(), String> {
         let (slot, from) = (data.slot, data.position);
         let to = from + u64::from(data.length);
         let Some(mirror) = self.mirrors.get_mut(&slot) else {
@@ -322,13 +402,18 @@ impl Inlet {
         if data.epoch != mirror.epoch {
             return Err(format!("bytes for slot {slot} in another epoch"));
         }
-        let is_written = mirror.is_written && bytes.is_empty();
-        if bytes.len() != data.length as usize && !is_written {
-            return Err(format!(
-                "{} bytes for slot {slot}, and {} are said to come",
-                bytes.len(),
-                data.length
-            ));
+        match bytes {
+            Some(bytes) if bytes.len() != data.length as usize => {
+                return Err(format!(
+                    "{} bytes for slot {slot}, and {} are said to come",
+                    bytes.len(),
+                    data.length
+                ));
+            }
+            None if !mirror.is_written => {
+                return Err(format!("bytes put for slot {slot}, where nobody may"));
+            }
+            _ => {}
         }
         if mirror.region.is_none() {
             return Ok(());
@@ -340,7 +425,7 @@ impl Inlet {
             ));
         };
         if let Some(region) = &mirror.region
-            && !is_written
+            && let Some(bytes) = bytes
         {
             copy_in(region, from, bytes);
         }
@@ -423,11 +508,11 @@ impl Inlet {
 
     /// Looks for what is missing for too long.
     pub fn look(&mut self, now: Instant) {
-        let is_lost = |(_, mirror): &(&u32, &Mirror)| {
+        let is_lost = |(_, mirror): &(u32, &Mirror)| {
             mirror.missing.is_some_and(|since| now - since > MISSING)
         };
-        if let Some((slot, mirror)) = self.mirrors.iter().find(is_lost) {
-            let (slot, next) = (*slot, mirror.next);
+        let lost = self.mirrors.iter().find(is_lost);
+        if let Some((slot, next)) = lost.map(|(slot, mirror)| (slot, mirror.next)) {
             self.fail(format!(
                 "bytes at {next} for slot {slot} are missing, and later ones are there for {MISSING:?}"
             ));
@@ -437,13 +522,14 @@ impl Inlet {
     /// A relay takes progress that goes back for a lie; here it may only be late, and then a later one has said more.
     fn progressed(&mut self, control: Control) {
         if !control.want {
-            let known = self.progress.entry(control.slot).or_insert(control);
-            let is_late = control.delivered < known.delivered
-                || control.consumed.position < known.consumed.position;
-            if known.epoch == control.epoch && is_late {
+            if let Some(known) = self.progress.get(&control.slot)
+                && known.epoch == control.epoch
+                && (control.delivered < known.delivered
+                    || control.consumed.position < known.consumed.position)
+            {
                 return;
             }
-            *known = control;
+            self.progress.insert(control.slot, control);
         }
         self.events.push(Event::Remote(control));
     }
@@ -645,22 +731,28 @@ mod tests {
             token: Some(Token([7; 16])),
             ..Inlet::default()
         };
+        inlet.attach(2, mirror(0, 1000));
         let mut written = mirror(0, 1000);
         written.is_written = true;
         inlet.attach(3, written);
-        assert_eq!(inlet.mirrors.get_mut(&3).unwrap().came(0, 8), Ok(true));
-        let data = Data {
-            slot: 3,
-            epoch: 7,
-            position: 8,
-            length: 64,
+        let put = |slot, position, length| {
+            put_header(&Data {
+                slot,
+                epoch: 7,
+                position,
+                length,
+            })
         };
-        let chunk = Chunk {
-            data: Some(data),
-            control: None,
-        };
-        says(&mut inlet, &chunk.encode(), &[]).unwrap();
-        assert!(says(&mut inlet, &chunk.encode(), &[0; 63]).is_err());
+        let decoded = put_of(&put(3, 8, 64)).unwrap();
+        let all = (decoded.slot, decoded.epoch);
+        assert_eq!(all, (3, 7));
+        assert_eq!((decoded.position, decoded.length), (8, 64));
+        says(&mut inlet, &put(3, 0, 64), &[]).unwrap();
+        assert!(says(&mut inlet, &put(3, 64, 64), &[0]).is_err(), "bytes");
+        assert!(says(&mut inlet, &put(3, 64, 0), &[]).is_err(), "nothing");
+        assert!(says(&mut inlet, &put(3, 1 << 63, 8), &[]).is_err());
+        let why = says(&mut inlet, &put(2, 64, 64), &[]).unwrap_err();
+        assert_eq!(why, "bytes put for slot 2, where nobody may");
     }
 
     #[test]
