@@ -991,18 +991,24 @@ fn ucx_strangers_are_kept_out_and_keep_nobody_out() {
     let other = &mut fixture.0.0[1];
     other.expect(&accepted, TRANSPORT_UCX, Token([9; 16]));
     crowd.out = 0;
-    let keys = crowd.ask(40);
     let begun = Instant::now();
-    until("room by who is there longest", || {
-        crowd.turn();
-        assert!(other.accept_link().is_none());
-        // 16 beyond the offer stay for a time.
-        (crowd.out == 40 - 17).then_some(())
+    // In two halves, since UCX 1.22 keeps no order of those that it asks for together.
+    let halves = [20, 40].map(|all| {
+        let keys = crowd.ask(20);
+        until("room by who is there longest", || {
+            crowd.turn();
+            assert!(other.accept_link().is_none());
+            // 16 beyond the offer stay for a time.
+            (crowd.out == all - 17).then_some(())
+        });
+        keys
     });
     let made = begun.elapsed();
     assert!(made < Duration::from_secs(6), "{made:?}");
-    let is_there = |key| crowd.there.iter().any(|endpoint| endpoint.key() == key);
-    assert!(!is_there(keys[0]) && is_there(keys[39]));
+    let is_there =
+        |key: tbus_ucx_sys::Key| crowd.there.iter().any(|endpoint| endpoint.key() == key);
+    let [first, last] = halves.map(|keys| keys.into_iter().filter(|key| is_there(*key)).count());
+    assert_eq!((first, last), (0, 17));
     crowd.ask(5);
     let begun = Instant::now();
     let _links = fixture.pair();
