@@ -931,7 +931,9 @@ fn verbs_a_request_from_elsewhere_is_refused() {
 struct Crowd {
     worker: tbus_ucx_sys::Worker,
     to: SocketAddr,
-    there: Vec<tbus_ucx_sys::Endpoint>,
+    /// With the number of the call that asked for them, for keys of those that are out come again.
+    there: Vec<(usize, tbus_ucx_sys::Endpoint)>,
+    asked: usize,
     out: usize,
 }
 
@@ -944,24 +946,30 @@ impl Crowd {
             worker,
             to,
             there: Vec::new(),
+            asked: 0,
             out: 0,
         }
     }
 
-    fn ask(&mut self, count: usize) -> Vec<tbus_ucx_sys::Key> {
-        let mut keys = Vec::new();
+    /// The number of this call, from 1 on.
+    fn ask(&mut self, count: usize) -> usize {
+        self.asked += 1;
         for _ in 0..count {
             let endpoint = tbus_ucx_sys::Endpoint::connect(&self.worker, self.to).unwrap();
-            keys.push(endpoint.key());
-            self.there.push(endpoint);
+            self.there.push((self.asked, endpoint));
         }
-        keys
+        self.asked
+    }
+
+    /// How many are there of those that a call asked for.
+    fn of(&self, call: usize) -> usize {
+        self.there.iter().filter(|(by, _)| *by == call).count()
     }
 
     fn turn(&mut self) {
         self.worker.progress(&mut |_| {});
         for (key, _) in self.worker.failures() {
-            self.there.retain(|endpoint| endpoint.key() != key);
+            self.there.retain(|(_, endpoint)| endpoint.key() != key);
             self.out += 1;
         }
     }
@@ -994,20 +1002,18 @@ fn ucx_strangers_are_kept_out_and_keep_nobody_out() {
     let begun = Instant::now();
     // In two halves, since UCX 1.22 keeps no order of those that it asks for together.
     let halves = [20, 40].map(|all| {
-        let keys = crowd.ask(20);
+        let call = crowd.ask(20);
         until("room by who is there longest", || {
             crowd.turn();
             assert!(other.accept_link().is_none());
             // 16 beyond the offer stay for a time.
             (crowd.out == all - 17).then_some(())
         });
-        keys
+        call
     });
     let made = begun.elapsed();
     assert!(made < Duration::from_secs(6), "{made:?}");
-    let is_there =
-        |key: tbus_ucx_sys::Key| crowd.there.iter().any(|endpoint| endpoint.key() == key);
-    let [first, last] = halves.map(|keys| keys.into_iter().filter(|key| is_there(*key)).count());
+    let [first, last] = halves.map(|call| crowd.of(call));
     assert_eq!((first, last), (0, 17));
     crowd.ask(5);
     let begun = Instant::now();

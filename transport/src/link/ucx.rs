@@ -20,7 +20,7 @@ use crate::session::{ACK_DELAY_RDMA, Nanos};
 use crate::slots::Hashed;
 use crate::wire::{Chunk, Control, Data, MAX_CHUNK};
 pub(crate) use inlet::{Hub, Line};
-use inlet::{Mirror, PeerKey};
+use inlet::{Mirror, PeerKey, Turn};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ const LOOK: Duration = Duration::from_millis(1);
 const POLLS: u32 = 64;
 /// UCX gets so long to give everything back when a link ends.
 const DRAIN: Duration = Duration::from_millis(50);
-/// Turns of the worker in one poll that brings nothing for this link: what they bring may be other links'.
+/// Turns of the worker in one poll.
 const TURNS: u32 = 64;
 
 #[derive(Debug)]
@@ -142,6 +142,8 @@ pub struct UcxLink {
     /// Something was sent since the last flush that was begun to see whether the way is there, and when that was.
     unproved: bool,
     probed: Instant,
+    /// The last poll has brought something.
+    took: bool,
     polls: u32,
     looked: Instant,
     down: Option<String>,
@@ -170,6 +172,7 @@ impl UcxLink {
             stands: Standstill::default(),
             unproved: false,
             probed: Instant::now(),
+            took: false,
             polls: 0,
             looked: Instant::now(),
             down: None,
@@ -615,27 +618,43 @@ impl Link for UcxLink {
         }
     }
 
-    fn poll(&mut self, _budget: usize, events: &mut Vec<Event>) -> bool {
+    fn poll(&mut self, budget: usize, events: &mut Vec<Event>) -> bool {
         if self.told {
             self.line.hub.progress();
             return false;
         }
+        // What comes alone waits for nothing more, for another turn takes as long as a message. In a stream it is the other way about;
+        // and only a turn that brings nothing looks for what is done.
+        let waits = std::mem::take(&mut self.took)
+            || !self.flushes.is_empty()
+            || (self.flying.front()).is_some_and(|flying| !flying.operation.is_done());
         let mut taken = 0;
         for _ in 0..TURNS {
-            let (any, came) = self.line.turn(events);
+            let (turn, came) = self.line.turn(events);
             match came {
                 Ok(bytes) => taken += bytes,
                 Err(why) => self.fail(why),
             }
-            // What came waits for nothing more: another turn takes as long as a message.
-            if !any || taken > 0 {
+            let is_enough = match turn {
+                Turn::Idle => true,
+                Turn::Done => false,
+                // Another link's waits for that link's poll.
+                Turn::Brought if taken == 0 => true,
+                Turn::Brought => taken >= budget || !waits,
+            };
+            if is_enough {
                 break;
             }
         }
+        self.took = taken > 0;
         self.polls = self.polls.wrapping_add(1);
         if self.down.is_none() {
             let mut told = self.tell_put();
-            if taken == 0 || self.polls.is_multiple_of(BUSY_POLLS) {
+            let tells = taken == 0
+                || self.polls.is_multiple_of(BUSY_POLLS)
+                || self.flying.len() >= POSTED / 2
+                || self.under_way >= UNDER_WAY / 2;
+            if tells {
                 told = told.and_then(|()| self.tell_done(events));
             }
             if let Err(why) = told {

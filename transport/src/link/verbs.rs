@@ -923,7 +923,9 @@ impl Link for VerbsLink {
             }
         }
         self.polls = self.polls.wrapping_add(1);
-        if self.down.is_none() && (taken == 0 || self.polls.is_multiple_of(BUSY_POLLS)) {
+        let tells =
+            taken == 0 || self.polls.is_multiple_of(BUSY_POLLS) || self.under_way >= UNDER_WAY / 2;
+        if self.down.is_none() && tells {
             self.tell_done(events);
         }
         if self.polls.is_multiple_of(POLLS) && self.down.is_none() {

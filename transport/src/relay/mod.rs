@@ -273,14 +273,16 @@ impl<N: Network> Relay<N> {
     /// True if anything had.
     pub fn step(&mut self, now: Nanos) -> bool {
         // What applications sent goes out before anything else is looked at; what comes is published and then answered
-        // with the next pass, which an application that has read it makes at once. So nothing that can wait is done after that.
+        // with the next pass, which an application that has read it makes at once. So what can wait is done before that.
         let mut busy = self.take_news(now);
+        self.tend(false, now);
         for p in 0..self.peers.len() {
             self.flush(p, now);
         }
-        self.tend(false, now);
         for p in 0..self.peers.len() {
             busy |= self.heed(p, now);
+        }
+        for p in 0..self.peers.len() {
             busy |= self.poll_link(p, now);
         }
         if now >= self.slow_due {
